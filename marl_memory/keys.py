@@ -1,0 +1,84 @@
+"""The one place where TensorDict entries are spelled.
+
+A bare key is time *t*, ``("next", key)`` is time *t + 1*; there is no third spelling.  Shapes are given as ``[*B, …]``
+with ``*B`` the batch (``[N]`` for a vector step of N environments, ``[T, N]`` for a collected batch, ``[R]`` for the
+rows of a minibatch), ``A`` agents, ``F`` observation features, ``P`` action size, ``S`` state features, ``C`` critics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Key = str | tuple[str, ...]
+"""A TensorDict key: a name, or a path of names."""
+
+
+def next_key(key: Key) -> tuple[str, ...]:
+    """The same entry at time t + 1."""
+    return ("next", key) if isinstance(key, str) else ("next", *key)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names of the entries a task, a policy and a learner exchange.
+
+    Args:
+        group: the name of the agents' group; entries with an agent dimension live under it.
+
+    Written by the environment (at t and at t + 1):
+
+    ==============  ========================  ===========  =====================================================
+    attribute       shape                     dtype        meaning
+    ==============  ========================  ===========  =====================================================
+    observation     ``[*B, A, F]``            float32      own observation; unequal agents are padded with zeros
+    action_mask     ``[*B, A, P]``            bool         allowed actions (discrete tasks only)
+    alive           ``[*B, A]``               bool         whether the agent acts at this step
+    state           ``[*B, S]``               float32      the task's global state, else all observations
+    done            ``[*B, 1]``               bool         the episode ended (terminated or truncated)
+    terminated      ``[*B, 1]``               bool         it ended in a terminal state: nothing to bootstrap
+    truncated       ``[*B, 1]``               bool         it was cut (time limit): bootstrap from the last state
+    ==============  ========================  ===========  =====================================================
+
+    Written by the environment at t + 1 only:
+
+    ==============  ========================  ===========  =====================================================
+    reward          ``[*B, A, 1]``            float32      reward of each agent; equal for all where it is common
+    discount        ``[*B, A, 1]``            float32      0 where this agent's return ends with no bootstrap, else 1
+    success         ``[*B, 1]``               bool         the episode was won (only tasks whose spec has it)
+    ==============  ========================  ===========  =====================================================
+
+    Written by the policy: ``action`` (``[*B, A]`` int64, or ``[*B, A, P]`` float32) and ``log_prob`` (``[*B, A]``).
+
+    Written by the learner, under the preallocated ``learn`` entry: ``learn_reward`` (``[*B, A, 1]``, what learners read:
+    the environment's reward, scaled, plus what REWARD operators add), ``value`` and ``next_value`` (``[*B, A, C]``),
+    ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``).
+    """
+
+    group: str = "agents"
+
+    observation: tuple[str, ...] = field(init=False)
+    action_mask: tuple[str, ...] = field(init=False)
+    alive: tuple[str, ...] = field(init=False)
+    reward: tuple[str, ...] = field(init=False)
+    discount: tuple[str, ...] = field(init=False)
+    action: tuple[str, ...] = field(init=False)
+    log_prob: tuple[str, ...] = field(init=False)
+
+    state: str = field(init=False, default="state")
+    done: str = field(init=False, default="done")
+    terminated: str = field(init=False, default="terminated")
+    truncated: str = field(init=False, default="truncated")
+    success: str = field(init=False, default="success")
+
+    learn: str = field(init=False, default="learn")
+    learn_reward: tuple[str, ...] = field(init=False, default=("learn", "reward"))
+    value: tuple[str, ...] = field(init=False, default=("learn", "value"))
+    next_value: tuple[str, ...] = field(init=False, default=("learn", "next_value"))
+    advantage: tuple[str, ...] = field(init=False, default=("learn", "advantage"))
+    value_target: tuple[str, ...] = field(init=False, default=("learn", "value_target"))
+
+    def __post_init__(self) -> None:
+        names = ("observation", "action_mask", "alive", "reward", "discount", "action")
+        for name in names:
+            object.__setattr__(self, name, (self.group, name))
+        object.__setattr__(self, "log_prob", (self.group, "action_log_prob"))

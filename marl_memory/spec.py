@@ -1,0 +1,113 @@
+"""What a learner must know of a task: a frozen record, built by the environment, saved with every run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from marl_memory.keys import Keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """Spaces, state and conventions of one task.  Only plain tuples and scalars, so it is JSON and hashable.
+
+    Args:
+        name: the task, as in ``smax/3m``.
+        agents: the agents' names, in the order of the agent dimension A.
+        observation_sizes: unpadded observation features of each agent.
+        action_sizes: number of actions (discrete) or of action dimensions (continuous) of each agent, unpadded.
+        continuous: whether actions are real vectors (else: one integer each).
+        action_low, action_high: bounds of each agent's action, padded to the widest; continuous tasks only.
+        state_size: features of ``state``.
+        own_state: whether the task has a global state of its own; else ``state`` is all observations, concatenated.
+        common_reward: whether all agents receive one reward (the reward then counts for an agent after its death too).
+        has_success: whether ``("next", "success")`` tells that an episode was won.
+        max_episode_steps: the time limit in environment steps, where the task declares one.
+        action_embedding: one vector per action (for structured transport costs), where the task offers it.
+        group: the name of the agents' group (see `Keys`).
+
+    Raises:
+        ValueError: for sizes that do not agree with the number of agents, or bounds missing or out of place.
+    """
+
+    name: str
+    agents: tuple[str, ...]
+    observation_sizes: tuple[int, ...]
+    action_sizes: tuple[int, ...]
+    continuous: bool
+    state_size: int
+    own_state: bool
+    common_reward: bool
+    has_success: bool = False
+    max_episode_steps: int | None = None
+    action_low: tuple[tuple[float, ...], ...] | None = None
+    action_high: tuple[tuple[float, ...], ...] | None = None
+    action_embedding: tuple[tuple[float, ...], ...] | None = None
+    group: str = "agents"
+
+    def __post_init__(self) -> None:
+        count = len(self.agents)
+        for key in ("observation_sizes", "action_sizes"):
+            if len(getattr(self, key)) != count:
+                raise ValueError(f"{key}={getattr(self, key)} must name one size for each of the {count} agents")
+        if count == 0:
+            raise ValueError("agents=() must name at least one agent")
+        if self.continuous != (self.action_low is not None and self.action_high is not None):
+            raise ValueError(f"continuous={self.continuous} needs action_low and action_high set exactly when it is True")
+
+    @property
+    def n_agents(self) -> int:
+        """A, the number of agents."""
+        return len(self.agents)
+
+    @property
+    def observation_size(self) -> int:
+        """F, the widest agent's observation features."""
+        return max(self.observation_sizes)
+
+    @property
+    def action_size(self) -> int:
+        """P, the widest agent's number of actions (discrete) or action dimensions (continuous)."""
+        return max(self.action_sizes)
+
+    @property
+    def equal_agents(self) -> bool:
+        """Whether no agent is padded: all observations and all actions have the same size."""
+        return len(set(self.observation_sizes)) == 1 and len(set(self.action_sizes)) == 1
+
+    @property
+    def observation_valid(self) -> tuple[tuple[bool, ...], ...]:
+        """``[A, F]``: False marks padding."""
+        return _valid(self.observation_sizes)
+
+    @property
+    def action_valid(self) -> tuple[tuple[bool, ...], ...]:
+        """``[A, P]``: False marks padding."""
+        return _valid(self.action_sizes)
+
+    @property
+    def keys(self) -> Keys:
+        """The TensorDict entries of this task."""
+        return Keys(self.group)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TaskSpec:
+        """The inverse of `to_dict`, also after a trip through JSON (which turns tuples into lists)."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(data) - known:
+            raise ValueError(f"unknown task fields {sorted(unknown)}; known are {sorted(known)}")
+        return cls(**{key: _tuples(value) for key, value in data.items()})
+
+
+def _valid(sizes: tuple[int, ...]) -> tuple[tuple[bool, ...], ...]:
+    width = max(sizes)
+    return tuple(tuple(i < size for i in range(width)) for size in sizes)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value

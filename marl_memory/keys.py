@@ -32,7 +32,9 @@ class Keys:
     ==============  ========================  ===========  =====================================================
     observation     ``[*B, A, F]``            float32      own observation; unequal agents are padded with zeros
     action_mask     ``[*B, A, P]``            bool         allowed actions (discrete tasks only)
-    alive           ``[*B, A]``               bool         whether the agent acts at this step
+    alive           ``[*B, A]``               bool         whether the agent acts at this step; at t + 1: False once
+                                                           the agent (or the episode) *terminated*, still True if it
+                                                           was only truncated
     state           ``[*B, S]``               float32      the task's global state, else all observations
     done            ``[*B, 1]``               bool         the episode ended (terminated or truncated)
     terminated      ``[*B, 1]``               bool         it ended in a terminal state: nothing to bootstrap
@@ -50,7 +52,8 @@ class Keys:
     Written by the policy: ``action`` (``[*B, A]`` int64, or ``[*B, A, P]`` float32) and ``log_prob`` (``[*B, A]``).
 
     Written by the learner, under the preallocated ``learn`` entry: ``learn_reward`` (``[*B, A, 1]``, what learners read:
-    the environment's reward, scaled, plus what REWARD operators add), ``value`` and ``next_value`` (``[*B, A, C]``),
+    the environment's reward, scaled, plus what REWARD operators add), ``value_output`` (``[*B, A, C]``, what the critic
+    network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of the reward),
     ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``).
     """
 
@@ -72,6 +75,7 @@ class Keys:
 
     learn: str = field(init=False, default="learn")
     learn_reward: tuple[str, ...] = field(init=False, default=("learn", "reward"))
+    value_output: tuple[str, ...] = field(init=False, default=("learn", "value_output"))
     value: tuple[str, ...] = field(init=False, default=("learn", "value"))
     next_value: tuple[str, ...] = field(init=False, default=("learn", "next_value"))
     advantage: tuple[str, ...] = field(init=False, default=("learn", "advantage"))

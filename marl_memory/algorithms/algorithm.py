@@ -1,0 +1,86 @@
+"""What the trainer asks of every learner, and how a learner's whole state is saved by name."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from marl_memory.networks.actor import Actor
+from marl_memory.spec import TaskSpec
+
+
+def derive_seed(run_seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one component of a run: adding a component changes nobody else's draws."""
+    text = "/".join(map(str, (run_seed, *names)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Algorithm(nn.Module, ABC):
+    """A learner: networks, targets, optimisers, schedules and generators behind one ``state_dict``.
+
+    The trainer calls the steps of an update in the paper's order; between them memory operators may act on the batch.
+    """
+
+    spec: TaskSpec
+    actor: Actor
+
+    @property
+    @abstractmethod
+    def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+        """The ``learn`` entries this learner writes, with the shape that follows the batch dimensions."""
+
+    @abstractmethod
+    def set_progress(self, progress: float) -> None:
+        """Follow the schedules; ``progress`` in [0, 1] is the share of the run's frames already collected."""
+
+    @abstractmethod
+    def derive_rewards(self, batch: TensorDictBase) -> None:
+        """Write ``learn_reward`` ``[T, N, A, 1]``: the rewards learning uses, before REWARD operators add to them."""
+
+    @abstractmethod
+    def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
+        """Write advantages and value targets of a batch ``[T, N]``; returns metrics."""
+
+    @abstractmethod
+    def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
+        """The rows ``[R]`` of each gradient step of this update, in order."""
+
+    @abstractmethod
+    def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
+        """One gradient step; returns scalars, still as tensors (so that nothing waits for them)."""
+
+    @abstractmethod
+    def finish_update(self, batch: TensorDictBase) -> None:
+        """What follows the last gradient step, such as the running statistics of observations."""
+
+    @abstractmethod
+    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+        """Values ``[*B, A, C]`` in units of the reward, of the states in ``td``."""
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """The optimiser's slots keyed by parameter *name*: an order of construction can not mix them up."""
+    return {name: dict(optimiser.state[p]) for name, p in named.items() if p in optimiser.state}
+
+
+def load_optimiser_state(
+    optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], state: Mapping[str, Any]
+) -> None:
+    """The inverse of `optimiser_state`.
+
+    Raises:
+        KeyError: if ``state`` names a parameter that does not exist.
+    """
+    if unknown := set(state) - set(named):
+        raise KeyError(f"optimiser state for unknown parameters {sorted(unknown)}; known are {sorted(named)}")
+    optimiser.state.clear()
+    for name, slots in state.items():
+        optimiser.state[named[name]] = {
+            key: slot.clone() if isinstance(slot, Tensor) else slot for key, slot in slots.items()
+        }

@@ -1,0 +1,323 @@
+"""PPO, IPPO and MAPPO: one learner, two switches.
+
+=========  ====================  ==================
+algorithm  centralised_critic    share_parameters
+=========  ====================  ==================
+PPO        no                    no (one agent)
+IPPO       no                    yes
+MAPPO      yes                   yes
+=========  ====================  ==================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Generator, Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from marl_memory.algorithms.algorithm import Algorithm, derive_seed, load_optimiser_state, optimiser_state
+from marl_memory.functional.returns import discounted_sum, gae, masked_mean
+from marl_memory.networks.actor import Actor, Body
+from marl_memory.networks.critic import Critic
+from marl_memory.networks.normalisation import RunningMoments, ValueNorm
+from marl_memory.spec import TaskSpec
+
+
+class PPO(Algorithm):
+    r"""Proximal policy optimisation for teams; one agent is A = 1.
+
+    With :math:`\rho_i = \pi_\theta(a_i|o_i)/\pi_{old}(a_i|o_i)` and means over living agents i and rows:
+
+    .. math::
+        L = -\mathbb{E}\,\min(\rho_i \hat A_i,\ \mathrm{clip}(\rho_i, 1\pm\epsilon)\,\hat A_i) - c_H\,\mathbb{E}\,H(\pi_\theta)
+          + c_V\,\mathbb{E}\,\max\big((V - y)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, \pm\epsilon_V) - y)^2\big)
+
+    Args:
+        spec: the task.
+        network: maker of network bodies (`MLP` with its architecture chosen).
+        seed: the run's seed; every generator here is derived from it.
+        centralised_critic: the critic reads the global state (MAPPO) instead of the own observation (PPO, IPPO).
+        share_parameters: agents share actor and critic, told apart by an indicator.
+        gamma: discount factor γ.
+        gae_lambda: λ of the advantages.
+        clip: ε of the ratio.
+        value_clip: :math:`\epsilon_V` in the critic's units, or None for the plain squared error.
+        value_coef: :math:`c_V`.
+        entropy_coef: :math:`c_H`.
+        lr: Adam's step size at the start.
+        lr_final: what ``lr`` decays to, linearly in frames, at the end of the run (equal to ``lr``: constant).
+        adam_eps: Adam's ε.
+        max_grad_norm: gradient norm limit, of actor and critic separately.
+        epochs: passes over a batch.
+        minibatches: gradient steps per pass.
+        value_norm: train the critic on normalised targets (`ValueNorm`).
+        normalise_advantages: zero mean and unit deviation over the batch's living agents.
+        normalise_observations: scale observations by running statistics (updated after each update).
+        scale_rewards: divide rewards by the running deviation of their discounted sum.
+
+    Raises:
+        ValueError: for a value out of range.
+
+    References: Schulman et al. 2017 (arXiv 1707.06347), eq. 7 and 9; Yu et al. 2022 (arXiv 2103.01955), appendix.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: TaskSpec,
+        network: Body,
+        seed: int,
+        centralised_critic: bool = False,
+        share_parameters: bool = False,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip: float = 0.2,
+        value_clip: float | None = 0.2,
+        value_coef: float = 1.0,
+        entropy_coef: float = 0.01,
+        lr: float = 5e-4,
+        lr_final: float = 0.0,
+        adam_eps: float = 1e-5,
+        max_grad_norm: float = 10.0,
+        epochs: int = 4,
+        minibatches: int = 4,
+        value_norm: bool = True,
+        normalise_advantages: bool = True,
+        normalise_observations: bool = False,
+        scale_rewards: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_ranges(gamma=gamma, gae_lambda=gae_lambda)
+        _check_positive(clip=clip, lr=lr, max_grad_norm=max_grad_norm, epochs=epochs, minibatches=minibatches)
+        self.spec, self.keys = spec, spec.keys
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.clip, self.value_clip = clip, value_clip
+        self.value_coef, self.entropy_coef = value_coef, entropy_coef
+        self.lr, self.lr_final, self.max_grad_norm = lr, lr_final, max_grad_norm
+        self.epochs, self.n_minibatches = epochs, minibatches
+        self.normalise_advantages = normalise_advantages
+
+        shared = {"share_parameters": share_parameters, "normalise_observations": normalise_observations}
+        self.actor = Actor(
+            spec,
+            network,
+            **shared,
+            init_generator=Generator().manual_seed(derive_seed(seed, "actor", "init")),
+            seed=derive_seed(seed, "actor", "sample"),
+        )
+        self.critic = Critic(
+            spec,
+            network,
+            centralised=centralised_critic,
+            **shared,
+            init_generator=Generator().manual_seed(derive_seed(seed, "critic", "init")),
+        )
+        self.value_norm = ValueNorm() if value_norm else None
+        self.return_moments = RunningMoments(self.actor.input.banks, 1) if scale_rewards else None
+        self.return_carry: Tensor | None = None
+        self.generator = Generator().manual_seed(derive_seed(seed, "minibatches"))
+        self.entropy_generator = Generator().manual_seed(derive_seed(seed, "entropy"))
+        self.optimiser = torch.optim.Adam(self.parameters(), lr=lr, eps=adam_eps, fused=True)
+
+    @property
+    def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+        """``learn_reward``, ``value_output``, ``value``, ``next_value``, ``advantage``, ``value_target``: ``[A, 1]``."""
+        k = self.keys
+        entries = (k.learn_reward, k.value_output, k.value, k.next_value, k.advantage, k.value_target)
+        return dict.fromkeys(entries, (self.spec.n_agents, 1))
+
+    def set_progress(self, progress: float) -> None:
+        """Linear decay of the learning rate from ``lr`` to ``lr_final``."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr + (self.lr_final - self.lr) * min(progress, 1.0)
+
+    # ------------------------------------------------------------------------------------- rewards, values, advantages
+
+    def derive_rewards(self, batch: TensorDictBase) -> None:
+        """Write ``learn_reward``: the environment's reward, divided by the deviation of its discounted sum if asked."""
+        reward, scaled = batch.get(("next", *self.keys.reward)), batch.get(self.keys.learn_reward)
+        if self.return_moments is None:
+            scaled.copy_(reward)
+            return
+        carry = torch.zeros_like(reward[0]) if self.return_carry is None else self.return_carry
+        sums, self.return_carry = discounted_sum(reward, self._cut(batch), carry, gamma=self.gamma)
+        self.return_moments.update(sums, batch.get(self.keys.alive))
+        rows = reward.reshape(-1, len(self.return_moments.std), 1)
+        scaled.copy_((rows / (self.return_moments.std.to(rows.dtype) + 1e-8)).reshape(reward.shape))
+
+    @torch.no_grad()
+    def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
+        """Write values, `gae` advantages and λ-return targets; take the targets into the value normaliser."""
+        k, alive = self.keys, batch.get(self.keys.alive)
+        output = self.critic(batch)
+        value = self._team_value(self._denormalise(output), alive)
+        next_value = self._next_values(batch, value)
+        advantage = gae(
+            batch.get(k.learn_reward),
+            value,
+            next_value,
+            batch.get(("next", *k.discount)),
+            self._cut(batch),
+            gamma=self.gamma,
+            lam=self.gae_lambda,
+        )
+        target = advantage + value
+        for key, x in ((k.value_output, output), (k.value, value), (k.next_value, next_value), (k.value_target, target)):
+            batch.get(key).copy_(x)
+        living = advantage.squeeze(-1)[alive]
+        explained = 1 - living.var(correction=0) / target.squeeze(-1)[alive].var(correction=0).clamp(min=1e-12)
+        if self.normalise_advantages:
+            advantage = (advantage - living.mean()) / (living.std(correction=0) + 1e-8)
+        batch.get(k.advantage).copy_(advantage)
+        return {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
+
+    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+        """V ``[*B, A, 1]`` in units of the reward."""
+        return self._denormalise(self.critic(td))
+
+    def _next_values(self, batch: TensorDictBase, value: Tensor) -> Tensor:
+        """V(s_{t+1}) ``[T, N, A, 1]``: the next row's value; of the true last state where the next row is not it."""
+        next_value = torch.empty_like(value)
+        next_value[:-1] = value[1:]
+        elsewhere = batch.get(("next", self.keys.truncated)).squeeze(-1).clone()
+        elsewhere[-1] = True
+        last = batch.get("next").select(*self.critic.in_keys, self.keys.alive)[elsewhere]
+        next_value[elsewhere] = self._team_value(self.bootstrap_values(last), last.get(self.keys.alive))
+        return next_value
+
+    def _team_value(self, value: Tensor, alive: Tensor) -> Tensor:
+        """Under a common reward every V_i estimates one team return; an agent that is dead and sees nothing takes the
+        mean of the living ones' ``[*B, A, 1]``.
+        """
+        if not self.spec.common_reward:
+            return value
+        living = alive.unsqueeze(-1)
+        mean = torch.where(living, value, 0.0).sum(-2, keepdim=True) / living.sum(-2, keepdim=True).clamp(min=1)
+        return torch.where(living, value, mean)
+
+    def _cut(self, batch: TensorDictBase) -> Tensor:
+        """``[T, N, A, 1]``: where an agent's sum of rewards stops: its episode's end or, without a common reward, its own."""
+        done = batch.get(("next", self.keys.done)).unsqueeze(-2)
+        if self.spec.common_reward:
+            return done.expand(*done.shape[:-2], self.spec.n_agents, 1)
+        return done | ~batch.get(("next", *self.keys.alive)).unsqueeze(-1)
+
+    def _denormalise(self, output: Tensor) -> Tensor:
+        return output if self.value_norm is None else self.value_norm.denormalise(output)
+
+    # ------------------------------------------------------------------------------------------------- gradient steps
+
+    def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
+        """``epochs`` × ``minibatches`` random parts of the batch's team rows, ``[R]`` each.
+
+        The value normaliser takes in the batch's targets first, so that memory's TARGET operators are behind it.
+
+        Raises:
+            ValueError: if there are fewer rows than minibatches.
+        """
+        k = self.keys
+        if self.value_norm is not None:
+            self.value_norm.update(batch.get(k.value_target).squeeze(-1), batch.get(k.alive))
+        inputs = dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys])
+        rows = batch.select(
+            *inputs, k.alive, k.action, k.log_prob, k.advantage, k.value_output, k.value_target
+        ).reshape(-1)
+        if len(rows) < self.n_minibatches:
+            raise ValueError(f"algorithm.minibatches={self.n_minibatches} must not exceed the batch's {len(rows)} rows")
+        for _ in range(self.epochs):
+            order = torch.randperm(len(rows), generator=self.generator)
+            for index in order.tensor_split(self.n_minibatches):
+                yield rows[index]
+
+    def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
+        """One Adam step on L (see the class) over living agents."""
+        policy_loss, entropy, approx_kl, clipped = self._policy_terms(minibatch)
+        value_loss = self._value_loss(minibatch)
+        self.optimiser.zero_grad()
+        (policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss).backward()
+        actor_norm = clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
+        critic_norm = clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
+        self.optimiser.step()
+        return {
+            "loss/policy": policy_loss.detach(),
+            "loss/value": value_loss.detach(),
+            "policy/entropy": entropy.detach(),
+            "policy/approx_kl": approx_kl,
+            "policy/clip_fraction": clipped,
+            "grad_norm/actor": actor_norm,
+            "grad_norm/critic": critic_norm,
+        }
+
+    def _policy_terms(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        k, alive = self.keys, rows.get(self.keys.alive)
+        distribution = self.actor.distribution(rows)
+        log_ratio = distribution.log_prob(rows.get(k.action)) - rows.get(k.log_prob)
+        log_ratio = torch.where(alive, log_ratio, 0.0)  # before exp: a dead agent's entries may be anything
+        advantage = torch.where(alive, rows.get(k.advantage).squeeze(-1), 0.0)
+        ratio = log_ratio.exp()
+        surrogate = torch.min(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
+        entropy = masked_mean(distribution.entropy(self.entropy_generator), alive)
+        with torch.no_grad():
+            approx_kl = masked_mean(ratio - 1 - log_ratio, alive)
+            clipped = masked_mean(((ratio - 1).abs() > self.clip).to(ratio.dtype), alive)
+        return -masked_mean(surrogate, alive), entropy, approx_kl, clipped
+
+    def _value_loss(self, rows: TensorDictBase) -> Tensor:
+        k, alive = self.keys, rows.get(self.keys.alive)
+        target = rows.get(k.value_target)
+        if self.value_norm is not None:
+            target = self.value_norm.normalise(target)
+        value = self.critic(rows)
+        error = (value - target).square()
+        if self.value_clip is not None:
+            old = rows.get(k.value_output)
+            near = old + (value - old).clamp(-self.value_clip, self.value_clip)
+            error = torch.max(error, (near - target).square())
+        return masked_mean(error.squeeze(-1), alive)
+
+    @torch.no_grad()
+    def finish_update(self, batch: TensorDictBase) -> None:
+        """Take the batch's observations into the running statistics, so that they are constant during an update."""
+        if self.actor.input.moments is not None:
+            self.actor.input.moments.update(batch.get(self.keys.observation), batch.get(self.keys.alive))
+        self.critic.update_moments(batch)
+
+    # ---------------------------------------------------------------------------------------------------------- state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Optimiser slots by parameter name, generators and the reward scaler's carry."""
+        state: dict[str, Any] = {
+            "optimiser": optimiser_state(self.optimiser, dict(self.named_parameters())),
+            "generators": {name: g.get_state() for name, g in self._generators().items()},
+        }
+        if self.return_carry is not None:
+            state["return_carry"] = self.return_carry
+        return state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`."""
+        load_optimiser_state(self.optimiser, dict(self.named_parameters()), state["optimiser"])
+        for name, generator in self._generators().items():
+            generator.set_state(state["generators"][name])
+        self.return_carry = state.get("return_carry")
+
+    def _generators(self) -> dict[str, Generator]:
+        return {"sample": self.actor.generator, "minibatches": self.generator, "entropy": self.entropy_generator}
+
+
+def _check_ranges(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"algorithm.{name}={value} must lie in [0, 1]")
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"algorithm.{name}={value} must be positive")
+
+

@@ -1,0 +1,112 @@
+"""The command line: ``marl-memory train | resume | evaluate | tasks``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def config_dir() -> Path:
+    """The folder of YAML configs: inside an installed wheel, or beside the package in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / "config.yaml").exists():
+            return folder
+    raise FileNotFoundError(f"no configs/config.yaml beside or inside {here}: the installation is incomplete")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["train"]:
+        _train(arguments[1:])
+        return
+    parser = argparse.ArgumentParser(prog="marl-memory", description="Memory in multi-agent reinforcement learning.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", help="train; takes Hydra overrides, e.g. env=smax/3m algorithm=mappo seed=1")
+
+    resume = commands.add_parser("resume", help="continue a run exactly where it stopped")
+    resume.add_argument("run", type=Path)
+    resume.add_argument("overrides", nargs="*", help="training.stop_at_frames=… or training.total_frames=…")
+    resume.add_argument("--from-signal", action="store_true", help="from where a signal left it (not bit-equal)")
+    resume.set_defaults(action=_resume)
+
+    evaluate = commands.add_parser("evaluate", help="play greedy episodes with a run's policy")
+    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("--episodes", type=int, default=128)
+    evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    evaluate.set_defaults(action=_evaluate)
+
+    tasks = commands.add_parser("tasks", help="list the tasks, and which can run here")
+    tasks.set_defaults(action=_tasks)
+    options = parser.parse_args(arguments)
+    try:
+        options.action(options)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"marl-memory: {error}")
+
+
+def _train(overrides: list[str]) -> None:
+    import hydra
+
+    sys.argv = ["marl-memory train", *overrides]
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_train_config)()
+
+
+def _train_config(config: Any) -> None:
+    from omegaconf import OmegaConf
+
+    from marl_memory.training.run import start
+
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    folder = Path(resolved.pop("run_folder"))
+    try:
+        trainer = start(resolved, folder)
+    except ValueError as error:
+        sys.exit(f"marl-memory: {error}")
+    _finish(trainer, folder)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from marl_memory.training.run import resume
+
+    overrides: dict[str, int] = {}
+    for text in options.overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not value.replace("_", "").isdigit():
+            raise ValueError(f"override {text!r} must read key=integer")
+        overrides[key] = int(value)
+    _finish(resume(options.run, overrides, from_signal=options.from_signal), options.run)
+
+
+def _finish(trainer: Any, folder: Path) -> None:
+    """Run to the end, draw the curve, and say what can be done next."""
+    from marl_memory.training.curve import draw, summarise
+
+    print(f"run folder  {folder}", flush=True)
+    trainer.run()
+    draw(folder)
+    print(summarise(folder, finished=trainer.frames >= trainer.schedule.total_frames))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from marl_memory.training.run import evaluate_run
+
+    if options.episodes < 1:
+        raise ValueError(f"--episodes={options.episodes} must be at least 1")
+    episodes = evaluate_run(options.run, episodes=options.episodes, checkpoint=options.checkpoint)
+    for key, value in episodes.metrics("greedy").items():
+        print(f"{key.removeprefix('greedy/'):>10}  {value:g}")
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    from marl_memory.training.tasks import list_tasks
+
+    for task in list_tasks(config_dir() / "env"):
+        print(f"{task.name:<32}{'ready' if task.missing is None else task.missing}")
+
+
+if __name__ == "__main__":
+    main()

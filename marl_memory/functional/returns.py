@@ -1,0 +1,78 @@
+"""Returns and advantages: pure functions of tensors whose first dimension is time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    discount: Tensor,
+    cut: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    r"""Generalised advantage estimation over time-major tensors.
+
+    .. math::
+        \delta_t = r_t + \gamma\, d_t\, V(s_{t+1}) - V(s_t), \qquad
+        \hat A_t = \delta_t + \gamma \lambda\, (1 - c_t)\, \hat A_{t+1}
+
+    :math:`d_t` is 0 only where the return truly ends, so a truncated episode bootstraps from :math:`V(s_{t+1})` of its
+    true last state; :math:`c_t` stops the sum wherever row t + 1 belongs to another episode.  The sum also stops at the
+    last row, whose ``next_value`` carries the rest.
+
+    Args:
+        reward: ``[T, *B]``.
+        value: ``[T, *B]``, V(s_t).
+        next_value: ``[T, *B]``, V(s_{t+1}) of the state that really followed (before any reset).
+        discount: ``[T, *B]``, 0 at a termination, else 1.
+        cut: ``[T, *B]`` bool, whether the episode ended at row t (terminated or truncated).
+        gamma: discount factor γ in [0, 1].
+        lam: λ in [0, 1]; 1 gives Monte-Carlo, 0 the one-step advantage.
+
+    Returns:
+        ``[T, *B]`` advantages; add ``value`` for the λ-return targets.
+
+    Reference: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16.
+    """
+    advantage = torch.addcmul(reward, discount, next_value, value=gamma).sub_(value)
+    decay = torch.where(cut, 0.0, gamma * lam).to(advantage.dtype)
+    rows, decays = advantage.unbind(0), decay.unbind(0)
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addcmul_(decays[t], rows[t + 1])
+    return advantage
+
+
+def discounted_sum(reward: Tensor, cut: Tensor, carry: Tensor, *, gamma: float) -> tuple[Tensor, Tensor]:
+    r"""Forward discounted sums :math:`S_t = \gamma\, (1 - c_{t-1})\, S_{t-1} + r_t`, the scale of a return.
+
+    Args:
+        reward: ``[T, *B]``.
+        cut: ``[T, *B]`` bool, whether the episode ended at row t.
+        carry: ``[*B]``, the last sum of the batch before, already 0 where its episode ended.
+        gamma: discount factor.
+
+    Returns:
+        the sums ``[T, *B]``, and the carry ``[*B]`` for the next batch.
+
+    Reference: the return scaling of Engstrom et al., "Implementation Matters in Deep RL" (2020), section 2.
+    """
+    sums = reward.clone()
+    keep = torch.where(cut, 0.0, gamma).to(reward.dtype)
+    sums[0].add_(carry)
+    for t in range(1, len(sums)):
+        sums[t].addcmul_(keep[t - 1], sums[t - 1])
+    return sums, keep[-1] * sums[-1]
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``x`` ``[*S]`` over the True entries of ``mask`` ``[*S]``; 0 if there are none.
+
+    Entries outside the mask are never multiplied, so a NaN there reaches neither the mean nor its gradient.
+    """
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)

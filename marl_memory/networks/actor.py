@@ -1,0 +1,111 @@
+"""Stochastic policies over [*, A, F] observations."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Generator, Tensor, nn
+
+from marl_memory.networks.distributions import Distribution, MaskedCategorical, TanhNormal
+from marl_memory.networks.normalisation import RunningMoments
+from marl_memory.spec import TaskSpec
+
+
+class Body(Protocol):
+    """Makes a network body: `MLP` with its architecture already chosen (``functools.partial``)."""
+
+    def __call__(
+        self, in_features: int, out_features: int, *, banks: int, output_gain: float, generator: Generator
+    ) -> nn.Module:
+        """A module ``[*B, in] → [*B, out]`` (one bank) or ``[*B, A, in] → [*B, A, out]`` (A banks)."""
+        ...
+
+
+class AgentInput(nn.Module):
+    """What a network over local observations sees: the observation, normalised or not, and who is looking.
+
+    The agent's one-hot indicator is appended where agents share parameters; a single agent needs none.
+
+    Args:
+        spec: the task.
+        share_parameters: whether agents share parameters (and observation statistics).
+        normalise: whether observations are scaled by their running mean and deviation.
+    """
+
+    def __init__(self, spec: TaskSpec, *, share_parameters: bool, normalise: bool) -> None:
+        super().__init__()
+        self.indicator: Tensor
+        indicate = share_parameters and spec.n_agents > 1
+        self.banks = 1 if share_parameters else spec.n_agents
+        self.features = spec.observation_size + (spec.n_agents if indicate else 0)
+        self.register_buffer("indicator", torch.eye(spec.n_agents) if indicate else None, persistent=False)
+        self.moments = RunningMoments(self.banks, spec.observation_size) if normalise else None
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """``[*B, A, F] → [*B, A, features]``."""
+        if self.moments is not None:
+            observation = self.moments.normalise(observation)
+        if self.indicator is None:
+            return observation
+        return torch.cat([observation, self.indicator.expand(*observation.shape[:-1], -1)], dim=-1)
+
+
+class Actor(TensorDictModuleBase):
+    """π(a_i | o_i) for every agent: masked categorical on discrete tasks, tanh-normal on continuous ones.
+
+    Reads ``observation`` (and ``action_mask``), writes ``action`` and ``log_prob`` (see `Keys` for shapes).  It samples
+    from a generator of its own; with ``greedy=True`` it takes the mode and draws nothing.
+
+    Args:
+        spec: the task.
+        body: maker of the network body.
+        share_parameters: one network for all agents (with an agent indicator), or one each.
+        normalise_observations: scale observations by running statistics.
+        init_generator: where initial weights are drawn from.
+        seed: of the sampling generator.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        body: Body,
+        *,
+        share_parameters: bool,
+        normalise_observations: bool,
+        init_generator: Generator,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        keys = spec.keys
+        self.spec, self.keys, self.greedy = spec, keys, False
+        self.in_keys = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
+        self.out_keys = [keys.action, keys.log_prob]
+        self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
+        self.body = body(
+            self.input.features, spec.action_size, banks=self.input.banks, output_gain=0.01, generator=init_generator
+        )
+        self.generator = Generator().manual_seed(seed)
+        self.log_std = nn.Parameter(torch.zeros(self.input.banks, spec.action_size)) if spec.continuous else None
+        if spec.continuous:
+            for name, value in (("low", spec.action_low), ("high", spec.action_high), ("valid", spec.action_valid)):
+                self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    def distribution(self, td: TensorDictBase) -> Distribution:
+        """The policy at the observations of ``td``; batch shape ``[*B, A]``."""
+        output = self.body(self.input(td.get(self.keys.observation)))
+        if self.log_std is None:
+            return MaskedCategorical(output, td.get(self.keys.action_mask))
+        scale = self.log_std.exp().expand_as(output)
+        return TanhNormal(output, scale, self.low, self.high, self.valid)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        """Choose actions; sets ``action`` and ``log_prob``."""
+        distribution = self.distribution(td)
+        action = distribution.mode if self.greedy else distribution.sample(self.generator)
+        td.set(self.keys.action, action)
+        td.set(self.keys.log_prob, distribution.log_prob(action))
+        return td

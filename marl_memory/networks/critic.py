@@ -1,0 +1,77 @@
+"""State-value functions: of the own observation, or of the global state (centralised)."""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Generator, Tensor, nn
+
+from marl_memory.networks.actor import AgentInput, Body
+from marl_memory.networks.normalisation import RunningMoments
+from marl_memory.spec import TaskSpec
+
+
+class Critic(nn.Module):
+    """V_i for every agent, from its own observation or from the global state.
+
+    ===========  ==========  =====================================================================================
+    centralised  shared      network
+    ===========  ==========  =====================================================================================
+    no           yes         V(o_i, i), one network with an agent indicator
+    no           no          V_i(o_i), A networks
+    yes          yes         one network of the state: one value where the reward is common, else one head per agent
+    yes          no          V_i(s), A networks of the state
+    ===========  ==========  =====================================================================================
+
+    Args:
+        spec: the task.
+        body: maker of the network body.
+        centralised: read ``state`` instead of ``observation``.
+        share_parameters: one network for all agents, or one each.
+        normalise_observations: scale inputs by running statistics.
+        init_generator: where initial weights are drawn from.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        body: Body,
+        *,
+        centralised: bool,
+        share_parameters: bool,
+        normalise_observations: bool,
+        init_generator: Generator,
+    ) -> None:
+        super().__init__()
+        self.keys, self.n_agents = spec.keys, spec.n_agents
+        self.centralised, self.banks = centralised, 1 if share_parameters else spec.n_agents
+        self.in_keys = [spec.keys.state if centralised else spec.keys.observation]
+        if centralised:
+            self.moments = RunningMoments(1, spec.state_size) if normalise_observations else None
+            features = spec.state_size
+            heads = 1 if spec.common_reward or not share_parameters else spec.n_agents
+        else:
+            self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
+            self.moments = self.input.moments
+            features, heads = self.input.features, 1
+        self.body = body(features, heads, banks=self.banks, output_gain=1.0, generator=init_generator)
+
+    def forward(self, td: TensorDictBase) -> Tensor:
+        """Values ``[*B, A, 1]``, in the network's own units."""
+        if not self.centralised:
+            return self.body(self.input(td.get(self.keys.observation)))
+        state = td.get(self.keys.state)
+        if self.moments is not None:
+            state = self.moments.normalise(state.unsqueeze(-2)).squeeze(-2)
+        if self.banks > 1:
+            return self.body(state.unsqueeze(-2).expand(*state.shape[:-1], self.n_agents, -1))
+        return self.body(state).unsqueeze(-1).expand(*state.shape[:-1], self.n_agents, 1)
+
+    def update_moments(self, td: TensorDictBase) -> None:
+        """Take a batch into the running statistics of the inputs (nothing where inputs are not normalised)."""
+        if self.moments is None:
+            return
+        alive = td.get(self.keys.alive)
+        if self.centralised:
+            self.moments.update(td.get(self.keys.state).unsqueeze(-2), alive.any(-1, keepdim=True))
+        else:
+            self.moments.update(td.get(self.keys.observation), alive)

@@ -1,0 +1,92 @@
+"""Action distributions of stochastic policies.
+
+They exist beside ``torch.distributions`` because a run draws from generators of its own (``torch.distributions`` knows
+only the global one) and because masks and padding are part of every call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+
+class MaskedCategorical:
+    """A categorical distribution over the allowed actions of each agent.
+
+    Args:
+        logits: ``[*B, A, P]``.
+        mask: ``[*B, A, P]`` bool, at least one True per row; forbidden actions get probability 0.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor) -> None:
+        self.mask = mask
+        self.log_probs = F.log_softmax(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=-1)
+
+    def sample(self, generator: Generator) -> Tensor:
+        """``[*B, A]`` int64, by the exponential race argmax p/E with E ~ Exp(1)."""
+        probs = self.log_probs.exp()
+        return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """``[*B, A]`` int64: the most probable action."""
+        return self.log_probs.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``[*B, A]`` of integer actions ``[*B, A]``."""
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, generator: Generator) -> Tensor:
+        """``[*B, A]`` in nats, exact (the generator is not used)."""
+        return -torch.where(self.mask, self.log_probs.exp() * self.log_probs, 0.0).sum(-1)
+
+
+class TanhNormal:
+    r"""A diagonal Gaussian squashed into a box: a = low + (high − low)(tanh(u) + 1)/2, u ~ N(loc, scale²).
+
+    Args:
+        loc, scale: ``[*B, A, P]``, before squashing.
+        low, high: ``[A, P]``, finite bounds.
+        valid: ``[A, P]`` bool; padded dimensions count in no probability.
+    """
+
+    LIMIT = 1 - 1e-6
+    """tanh(u) is kept within ±LIMIT, so that an action on the bound has a finite pre-image."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, valid: Tensor) -> None:
+        self.loc, self.scale, self.valid = loc, scale, valid
+        self.half_range, self.centre = (high - low) / 2, (high + low) / 2
+
+    def _squash(self, u: Tensor) -> Tensor:
+        return self.centre + self.half_range * torch.tanh(u).clamp(-self.LIMIT, self.LIMIT)
+
+    def sample(self, generator: Generator) -> Tensor:
+        """``[*B, A, P]``."""
+        noise = torch.empty_like(self.loc).normal_(generator=generator)
+        return self._squash(self.loc + self.scale * noise)
+
+    @property
+    def mode(self) -> Tensor:
+        """``[*B, A, P]``: the squashed mean."""
+        return self._squash(self.loc)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``[*B, A]``, the density of actions ``[*B, A, P]`` in action units."""
+        u = torch.atanh(((action - self.centre) / self.half_range).clamp(-self.LIMIT, self.LIMIT))
+        return self._log_prob_of(u)
+
+    def _log_prob_of(self, u: Tensor) -> Tensor:
+        normal = -0.5 * ((u - self.loc) / self.scale).square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
+        return torch.where(self.valid, normal - log_slope, 0.0).sum(-1)
+
+    def entropy(self, generator: Generator) -> Tensor:
+        """``[*B, A]`` in nats: a one-sample, reparameterised estimate (there is no closed form)."""
+        noise = torch.empty_like(self.loc).normal_(generator=generator)
+        return -self._log_prob_of(self.loc + self.scale * noise)
+
+
+Distribution = MaskedCategorical | TanhNormal

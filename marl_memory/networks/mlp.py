@@ -1,0 +1,94 @@
+"""Multilayer perceptrons for one agent, for agents that share parameters, and for agents that do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "gelu": F.gelu}
+
+
+class BankedLinear(nn.Module):
+    """G linear maps side by side, one per bank of parameters; G = 1 is the ordinary linear layer.
+
+    Args:
+        in_features, out_features: sizes.
+        banks: G.
+        gain: scale of the orthogonal initialisation; biases start at 0.
+        generator: where the initial weights are drawn from.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, banks: int, gain: float, generator: Generator) -> None:
+        super().__init__()
+        weight = torch.empty(banks, out_features, in_features)
+        for bank in weight:
+            nn.init.orthogonal_(bank, gain, generator=generator)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(banks, 1, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[G, R, in] → [G, R, out]``."""
+        if len(self.weight) == 1:  # the same numbers as the product below, by the faster routine
+            return F.linear(x[0], self.weight[0], self.bias[0, 0]).unsqueeze(0)
+        return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
+
+
+class MLP(nn.Module):
+    """An MLP whose parameters are shared by all inputs (``banks=1``) or kept per agent (``banks=A``).
+
+    Args:
+        in_features, out_features: sizes.
+        banks: 1, or the number of agents A for independent parameters.
+        hidden: width of each hidden layer.
+        activation: one of ``relu``, ``tanh``, ``elu``, ``gelu``.
+        layer_norm: whether the input and every hidden layer are normalised per row (the affine part that usually
+            follows is left to the next linear map, which can express it).
+        output_gain: orthogonal gain of the last layer.
+        generator: where the initial weights are drawn from.
+
+    Raises:
+        ValueError: for an unknown activation or an empty layer.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        generator: Generator,
+        banks: int = 1,
+        output_gain: float = 1.0,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"network.activation={activation!r} must be one of {sorted(ACTIVATIONS)}")
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"network.hidden={list(hidden)} must hold positive widths")
+        sizes = [in_features, *hidden, out_features]
+        gains = [nn.init.calculate_gain(activation) if activation in ("relu", "tanh") else math.sqrt(2)] * len(hidden)
+        self.layers = nn.ModuleList(
+            BankedLinear(i, o, banks=banks, gain=gain, generator=generator)
+            for i, o, gain in zip(sizes, sizes[1:], [*gains, output_gain], strict=False)
+        )
+        self.layer_norm = layer_norm
+        self.banks = banks
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
+        batch = x.shape[:-1]
+        rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
+        for i, layer in enumerate(self.layers):
+            if i > 0:
+                rows = self.activation(rows)
+            if self.layer_norm:
+                rows = F.layer_norm(rows, rows.shape[-1:])
+            rows = layer(rows)
+        return rows.transpose(0, 1).reshape(*batch, -1)

@@ -1,0 +1,210 @@
+"""Stepping the environments and filling the batch, and the statistics of the episodes that end on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from marl_memory.spec import TaskSpec
+
+
+class TaskEnv(Protocol):
+    """What training asks of a vector of N environments (a TorchRL `EnvBase` with our keys has it all)."""
+
+    task_spec: TaskSpec
+    n_envs: int
+    resumable: bool
+
+    def set_seed(self, seed: int) -> Any:
+        """Seed every environment at the next full reset."""
+        ...
+
+    def reset(self) -> TensorDictBase:
+        """Reset all; observations ``[N]``."""
+        ...
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """Step all, reset the ended; the step with ``"next"``, and the observations to act on."""
+        ...
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The simulators' state, where ``resumable``."""
+        ...
+
+    def restore(self, snapshot: dict[str, Tensor]) -> TensorDictBase:
+        """Continue from a snapshot; the observations to act on."""
+        ...
+
+    def close(self) -> Any:
+        """Free what the simulators hold."""
+        ...
+
+
+@dataclass
+class Episodes:
+    """What is known of E ended episodes.
+
+    Args:
+        returns: ``[E]`` float64, undiscounted sum of rewards, averaged over agents.
+        lengths: ``[E]`` int64, environment steps.
+        success: ``[E]`` bool, or None where the task does not tell.
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    success: Tensor | None
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Means, under names that start with ``prefix``; nothing where no episode ended."""
+        if len(self.returns) == 0:
+            return {f"{prefix}/episodes": 0}
+        row = {
+            f"{prefix}/episodes": len(self.returns),
+            f"{prefix}/return": self.returns.mean().item(),
+            f"{prefix}/length": self.lengths.double().mean().item(),
+        }
+        if self.success is not None:
+            row[f"{prefix}/success"] = self.success.double().mean().item()
+        return row
+
+
+class EpisodeTracker:
+    """Turns batches of rewards and ends, ``[T, N]``, into ended episodes; running episodes are carried over.
+
+    Args:
+        n_envs: N.
+    """
+
+    def __init__(self, n_envs: int) -> None:
+        self.running_return = torch.zeros(n_envs, dtype=torch.float64)
+        self.running_length = torch.zeros(n_envs, dtype=torch.int64)
+
+    def take(self, reward: Tensor, done: Tensor, success: Tensor | None) -> Episodes:
+        """The episodes that end in this batch.
+
+        Args:
+            reward: ``[T, N, A, 1]``.
+            done: ``[T, N, 1]`` bool.
+            success: ``[T, N, 1]`` bool or None.
+        """
+        total = reward.squeeze(-1).double().mean(-1).cumsum(0) + self.running_return
+        steps = torch.arange(1, len(done) + 1).unsqueeze(-1) + self.running_length
+        env, t = done.squeeze(-1).T.nonzero(as_tuple=True)  # sorted by environment, then by time
+        first = torch.ones_like(env, dtype=torch.bool)
+        first[1:] = env[1:] != env[:-1]
+        returns, lengths = _differences(total[t, env], first), _differences(steps[t, env], first)
+        last = torch.ones_like(first)
+        last[:-1] = first[1:]
+        self.running_return, self.running_length = total[-1].clone(), steps[-1].clone()
+        self.running_return[env[last]] -= total[t, env][last]
+        self.running_length[env[last]] -= steps[t, env][last]
+        return Episodes(returns, lengths, None if success is None else success[t, env].squeeze(-1))
+
+    def drop_running(self) -> None:
+        """Forget the running episodes: they were cut and enter no statistic."""
+        self.running_return.zero_()
+        self.running_length.zero_()
+
+
+def _differences(x: Tensor, first: Tensor) -> Tensor:
+    before = torch.zeros_like(x)
+    before[1:] = x[:-1]
+    return torch.where(first, x, x - before)
+
+
+class Collector:
+    """Fills one preallocated batch ``[T, N]`` with vector steps, time first.
+
+    The batch holds what the environment and the policy wrote (locked: learners only read it) and, under ``learn``, the
+    entries a learner declared.  It is the same memory at every call.
+
+    Args:
+        env: N environments.
+        policy: sets the action of a TensorDict ``[N]``.
+        act: what memory does to the policy's choice before the environment sees it (the ACT stage).
+        steps: T, vector steps per batch.
+        learn_entries: the learner's entries and their shapes after the batch dimensions.
+        seed: of the environments.
+    """
+
+    def __init__(
+        self,
+        env: TaskEnv,
+        policy: Callable[[TensorDictBase], TensorDictBase],
+        act: Callable[[TensorDictBase], None],
+        *,
+        steps: int,
+        learn_entries: Mapping[tuple[str, ...], tuple[int, ...]],
+        seed: int,
+    ) -> None:
+        self.env, self.policy, self.act, self.steps = env, policy, act, steps
+        self.learn_entries = learn_entries
+        self.episodes = EpisodeTracker(env.n_envs)
+        self.batch: TensorDictBase | None = None
+        self.env_seconds = 0.0
+        env.set_seed(seed)
+        self.current = env.reset()
+
+    def collect(self) -> tuple[TensorDictBase, Episodes]:
+        """T vector steps of all N environments; the batch, and the episodes that ended."""
+        self.env_seconds = 0.0
+        for t in range(self.steps):
+            td = self.policy(self.current)
+            self.act(td)
+            started = time.perf_counter()
+            td, self.current = self.env.step_and_maybe_reset(td)
+            self.env_seconds += time.perf_counter() - started
+            if self.batch is None:
+                self._allocate(td)
+            for key, rows in self.leaves:
+                rows[t].copy_(td.get(key))
+        assert self.batch is not None
+        k = self.env.task_spec.keys
+        success = self.batch.get(("next", k.success), None)
+        done, reward = self.batch.get(("next", k.done)), self.batch.get(("next", *k.reward))
+        return self.batch, self.episodes.take(reward, done, success)
+
+    def _allocate(self, td: TensorDictBase) -> None:
+        """Fix the batch's entries after the first step, when all of them are known."""
+        shape, k = (self.steps, self.env.n_envs), self.env.task_spec.keys
+        batch = TensorDict(batch_size=shape)
+        of_the_step_before = {k.done, k.terminated, k.truncated, k.success, k.discount, k.reward}
+        for key in td.keys(include_nested=True, leaves_only=True):
+            if key in of_the_step_before:
+                continue
+            leaf = td.get(key)
+            batch.set(key, torch.zeros(*shape, *leaf.shape[1:], dtype=leaf.dtype))
+        leaves = list(batch.keys(include_nested=True, leaves_only=True))
+        for key, tail in self.learn_entries.items():
+            batch.set(key, torch.zeros(*shape, *tail))
+        self.batch = batch.lock_()
+        self.leaves = [(key, list(batch.get(key).unbind(0))) for key in leaves]
+
+    def reset(self, seed: int) -> None:
+        """Start every environment anew; running episodes are cut."""
+        self.episodes.drop_running()
+        self.env.set_seed(seed)
+        self.current = self.env.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running episodes and, where the simulators can be saved, their state."""
+        state: dict[str, Any] = {
+            "running_return": self.episodes.running_return.clone(),
+            "running_length": self.episodes.running_length.clone(),
+        }
+        if self.env.resumable:
+            state["env"] = self.env.snapshot()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; environments that can not be saved keep the state `reset` gave them."""
+        self.episodes.running_return.copy_(state["running_return"])
+        self.episodes.running_length.copy_(state["running_length"])
+        if self.env.resumable:
+            self.current = self.env.restore(state["env"])

@@ -1,0 +1,53 @@
+"""What is left of a run to look at: a learning curve and a short summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.logging import MetricsFile
+
+
+def draw(folder: Path) -> Path:
+    """Draw ``curve.png`` of a run: return and, where the task tells it, success; training and greedy evaluation."""
+    from matplotlib.figure import Figure
+
+    metrics = MetricsFile(folder / "metrics.csv")
+    names = [name for name in ("return", "success") if metrics.column(f"evaluation/{name}")[0]]
+    figure = Figure(figsize=(4.8 * max(len(names), 1), 3.4), layout="constrained")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), i + 1)
+        axes.plot(*metrics.column(f"train/{name}"), color="#9db4c8", linewidth=1, label="training (sampled)")
+        axes.plot(*metrics.column(f"evaluation/{name}"), color="#12476b", marker="o", markersize=3, label="evaluation (greedy)")
+        axes.set(xlabel="environment steps", ylabel={"success": "win rate"}.get(name, name))
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
+        axes.grid(alpha=0.3)
+        if name == "success":
+            axes.set_ylim(-0.02, 1.02)
+    if names:
+        figure.axes[0].legend(frameon=False)
+    figure.suptitle(folder.name, fontsize=9)
+    figure.savefig(folder / "curve.png", dpi=140)
+    return folder / "curve.png"
+
+
+def summarise(folder: Path, *, finished: bool) -> str:
+    """A few lines: where the run stands, its first, last and best evaluation, and the next commands."""
+    metrics = MetricsFile(folder / "metrics.csv")
+    frames, returns = metrics.column("evaluation/return")
+    _, success = metrics.column("evaluation/success")
+    lines = [f"{'finished' if finished else 'stopped'} at {int(float(metrics.rows[-1]['frames'])):,} frames"]
+    for name, values in (("greedy return", returns), ("greedy win rate", success)):
+        if values:
+            best = max(range(len(values)), key=values.__getitem__)
+            lines.append(
+                f"{name:<16}{values[0]:.2f} at the start, {values[-1]:.2f} at the end, "
+                f"best {values[best]:.2f} at {int(frames[best]):,}"
+            )
+    lines += [f"learning curve  {folder / 'curve.png'}", f"numbers         {folder / 'metrics.csv'}"]
+    if CheckpointFolder(folder / "checkpoints").named("best"):
+        lines.append(f"next            marl-memory evaluate {folder} --episodes 128")
+    if not finished:
+        lines.append(f"continue        marl-memory resume {folder}")
+    lines.append(f"watch           tensorboard --logdir {folder}")
+    return "\n".join(lines)

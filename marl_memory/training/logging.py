@@ -1,0 +1,159 @@
+"""Where a run's numbers go: metrics.csv, TensorBoard and a progress display."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TIMING = ("time/",)
+"""Columns that start so are measurements of the machine and never the same twice."""
+
+
+class MetricsFile:
+    """``metrics.csv``: one row per iteration, one column per metric, blank where a row has none.
+
+    Args:
+        path: the file; an existing one is continued.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        self.columns: list[str] = []
+        if path.exists():
+            whole = path.read_text().rpartition("\n")[0]  # a kill can leave the last line half written
+            reader = csv.DictReader(whole.splitlines())
+            self.columns = list(reader.fieldnames or [])
+            self.rows = [{key: text for key, text in row.items() if text} for row in reader]
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add one row; a new column rewrites the file, which happens a few times in a run at most."""
+        text = {key: repr(value) for key, value in row.items()}
+        self.rows.append(text)
+        if new := [key for key in text if key not in self.columns]:
+            self.columns += new
+            self._rewrite()
+            return
+        with self.path.open("a", newline="") as stream:
+            csv.DictWriter(stream, self.columns, restval="").writerow(text)
+
+    def cut_after(self, frames: int) -> None:
+        """Drop the rows of frames that a restored checkpoint has not seen."""
+        self.rows = [row for row in self.rows if int(row["frames"]) <= frames]
+        self._rewrite()
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """Frames and values of the rows that have this metric."""
+        pairs = [(float(row["frames"]), float(row[name])) for row in self.rows if row.get(name)]
+        return [x for x, _ in pairs], [y for _, y in pairs]
+
+    def _rewrite(self) -> None:
+        writing = self.path.with_suffix(".writing")
+        with writing.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        writing.replace(self.path)
+
+
+class Logger:
+    """Rows to metrics.csv, to TensorBoard and to the terminal.
+
+    Args:
+        folder: the run's folder.
+        total_frames: where the progress bar ends.
+        tensorboard: whether event files are written.
+        quiet: no display at all.
+    """
+
+    def __init__(self, folder: Path, *, total_frames: int, tensorboard: bool = True, quiet: bool = False) -> None:
+        self.metrics = MetricsFile(folder / "metrics.csv")
+        self.folder, self.tensorboard, self.writer = folder, tensorboard, None
+        self.display = None if quiet else Display(total_frames)
+
+    def start(self, frames: int) -> None:
+        """Begin, or begin again, after ``frames`` frames."""
+        self.metrics.cut_after(frames)
+        if self.tensorboard:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=frames + 1)
+        if self.display is not None:
+            self.display.start(frames)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Write one row; ``row["frames"]`` is its place on the x axis."""
+        self.metrics.append(row)
+        if self.writer is not None:
+            for key, value in row.items():
+                self.writer.add_scalar(key, value, int(row["frames"]))
+        if self.display is not None:
+            self.display.show(row)
+
+    def close(self) -> None:
+        """Flush and stop the display."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.display is not None:
+            self.display.stop()
+
+
+class Display:
+    """A progress bar on a terminal; a plain line now and then where there is none.
+
+    Args:
+        total_frames: the end of the bar.
+    """
+
+    LINE_EVERY = 0.05
+    """Without a terminal: one line per this share of the run."""
+
+    def __init__(self, total_frames: int) -> None:
+        self.total, self.known, self.next_line = total_frames, {}, 0.0
+        self.progress: Any = None
+
+    def start(self, frames: int) -> None:
+        """Show the bar at ``frames``."""
+        if not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.fields[frames]}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f} %")]
+        self.progress = Progress(*columns, TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+        self.task = self.progress.add_task("", total=self.total, completed=frames, frames=f"{frames:,}")
+        self.progress.start()
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """Follow one row of metrics."""
+        self.known |= row
+        frames, text = int(row["frames"]), self.describe()
+        if self.progress is not None:
+            self.progress.update(self.task, completed=frames, description=text, frames=f"{frames:,}")
+        elif frames >= self.next_line * self.total or frames >= self.total:
+            self.next_line = frames / self.total + self.LINE_EVERY
+            print(f"{frames:>12,} / {self.total:,} frames  {text}  {self.remaining()}", flush=True)
+
+    def describe(self) -> str:
+        """The newest of each number one wants to watch."""
+        shown = [
+            ("time/frames_per_second", "{:,.0f} frames/s"),
+            ("train/return", "return {:.2f}"),
+            ("train/success", "win {:.2f}"),
+            ("evaluation/return", "greedy return {:.2f}"),
+            ("evaluation/success", "greedy win {:.2f}"),
+        ]
+        return "  ".join(form.format(self.known[key]) for key, form in shown if key in self.known)
+
+    def remaining(self) -> str:
+        """Estimated time to the end."""
+        speed = self.known.get("time/frames_per_second", 0.0)
+        seconds = (self.total - self.known["frames"]) / speed if speed else 0.0
+        return f"ETA {int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()

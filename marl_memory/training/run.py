@@ -1,0 +1,230 @@
+"""A run folder: built from a resolved config, described, resumed, and read back as a policy."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl_memory.algorithms.algorithm import Algorithm, derive_seed
+from marl_memory.memory.operator import Memory
+from marl_memory.networks.actor import Actor
+from marl_memory.spec import TaskSpec
+from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError
+from marl_memory.training.collection import Episodes, TaskEnv
+from marl_memory.training.evaluation import evaluate
+from marl_memory.training.logging import Logger
+from marl_memory.training.trainer import Schedule, Trainer
+
+PACKAGES = ("marl-memory", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "pettingzoo", "jaxmarl", "jax", "mpe2")
+"""What a run's numbers may depend on."""
+
+
+class RunFolderError(ValueError):
+    """A folder is not what was asked for: not a run, or already another run's."""
+
+
+def make_env(config: Mapping[str, Any], n_envs: int, seed: int) -> TaskEnv:
+    """The environments that ``config["env"]`` names."""
+    return _instantiate(config["env"], n_envs=n_envs, seed=seed)
+
+
+def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
+    """The learner that ``config["algorithm"]`` names, with bodies as in ``config["network"]``."""
+    body = _instantiate(config["network"])
+    return _instantiate(config["algorithm"], spec=spec, network=body, seed=config["seed"])
+
+
+def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
+    """Everything a run needs, from its resolved config; ``folder`` is where it writes."""
+    training = dict(config["training"])
+    torch.set_num_threads(training.pop("threads"))
+    n_envs, keep = training.pop("n_envs"), training.pop("keep_checkpoints")
+    schedule = Schedule(**training)
+    seed = config["seed"]
+    env = make_env(config, n_envs, derive_seed(seed, "env", 0))
+    return Trainer(
+        algorithm=make_algorithm(config, env.task_spec),
+        memory=Memory((name, _instantiate(node)) for name, node in (config.get("memory") or {}).items()),
+        env=env,
+        evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
+        schedule=schedule,
+        checkpoints=CheckpointFolder(folder / "checkpoints", keep=keep),
+        logger=Logger(folder, total_frames=schedule.total_frames, **config["logger"]),
+        seed=seed,
+    )
+
+
+def start(config: Mapping[str, Any], folder: Path) -> Trainer:
+    """A new run in ``folder``, described there before any work starts.
+
+    Raises:
+        RunFolderError: if the folder holds a run already.
+    """
+    if (folder / "run.json").exists():
+        raise RunFolderError(
+            f"run_folder={folder} already holds a run: choose another, or continue it with `marl-memory resume {folder}`"
+        )
+    trainer = make_trainer(config, folder)
+    _describe(config, folder, trainer.algorithm.spec)
+    return trainer
+
+
+def resume(
+    folder: Path, overrides: Mapping[str, Any], *, from_signal: bool = False, say: Callable[[str], None] = print
+) -> Trainer:
+    """The run in ``folder``, at its newest scheduled checkpoint (or where a signal left it).
+
+    Args:
+        folder: the run.
+        overrides: ``training.stop_at_frames`` and ``training.total_frames`` only.
+        from_signal: continue from the signal's checkpoint: valid, but not bit-equal to an uninterrupted run.
+        say: takes warnings.
+
+    Raises:
+        RunFolderError: if there is no run, an override is not allowed, or no signal's checkpoint exists.
+        NoCheckpointError: if no checkpoint can be read.
+    """
+    config = read_config(folder)
+    config["training"]["stop_at_frames"] = None
+    for key, value in overrides.items():
+        if key not in ("training.stop_at_frames", "training.total_frames"):
+            raise RunFolderError(
+                f"{key}={value} can not change in a resumed run; training.stop_at_frames and training.total_frames can"
+            )
+        name = key.removeprefix("training.")
+        if name == "total_frames" and value != config["training"][name]:
+            say(f"warning: total_frames {config['training'][name]:,} → {value:,} stretches every schedule of this run")
+        config["training"][name] = value
+    trainer = make_trainer(config, folder)
+    if from_signal:
+        left = trainer.checkpoints.named("signal")
+        if left is None:
+            raise RunFolderError(f"{folder} holds no checkpoint left by a signal")
+        state = left.load()
+    else:
+        state, left = trainer.checkpoints.newest(say)
+    trainer.load_state_dict(state)
+    say(f"resuming {folder} at {trainer.frames:,} frames")
+    _write_config(config, folder)
+    return trainer
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config of a run.
+
+    Raises:
+        RunFolderError: if ``folder`` holds no run.
+    """
+    from omegaconf import OmegaConf
+
+    if not (folder / "config.yaml").exists():
+        raise RunFolderError(f"{folder} holds no run (no config.yaml)")
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(config, dict)
+    return config  # type: ignore[return-value]
+
+
+def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
+    """The greedy policy of a run: ``policy(td)`` sets the action for the observations in ``td``.
+
+    Args:
+        folder: the run.
+        checkpoint: ``best``, or ``last`` for the newest scheduled one.
+
+    Raises:
+        RunFolderError: if there is no such run or checkpoint.
+        ValueError: for another value of ``checkpoint``.
+    """
+    folder = Path(folder)
+    if checkpoint not in ("best", "last"):
+        raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
+    config = read_config(folder)
+    spec = TaskSpec.from_dict(json.loads((folder / "run.json").read_text())["task"])
+    algorithm = make_algorithm(config, spec)
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    if checkpoint == "best":
+        best = checkpoints.named("best")
+        if best is None:
+            raise NoCheckpointError(f"{folder} has no best checkpoint yet; checkpoint='last' takes the newest")
+        state = best.load()
+    else:
+        state, _ = checkpoints.newest(print)
+    algorithm.load_state_dict(state["algorithm"])
+    algorithm.actor.greedy = True
+    return algorithm.actor
+
+
+def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None) -> Episodes:
+    """Play ``episodes`` greedy episodes with a run's policy, on seeds of their own.
+
+    Args:
+        folder: the run.
+        episodes: how many.
+        checkpoint: ``best`` or ``last``.
+        seed: of the environments; None for one derived from the run's, different from training and its evaluations.
+    """
+    config = read_config(folder)
+    torch.set_num_threads(config["training"]["threads"])
+    actor = load_policy(folder, checkpoint=checkpoint)
+    seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
+    env = make_env(config, min(episodes, config["training"]["n_envs"]), seed)
+    return evaluate(env, actor, episodes=episodes, seed=seed)
+
+
+def _instantiate(node: Mapping[str, Any], **built: Any) -> Any:
+    """The object a config node names; collaborators are handed over as they are."""
+    from hydra.utils import get_object
+
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    target = get_object(node["_target_"])
+    if node.get("_partial_"):
+        from functools import partial
+
+        return partial(target, **arguments, **built)
+    return target(**arguments, **built)
+
+
+def _describe(config: Mapping[str, Any], folder: Path, spec: TaskSpec) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(config, folder)
+    description = {
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "task": spec.to_dict(),
+    }
+    (folder / "run.json").write_text(json.dumps(description, indent=1))
+
+
+def _write_config(config: Mapping[str, Any], folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the library's own checkout, if it is one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

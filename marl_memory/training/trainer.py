@@ -1,0 +1,263 @@
+"""The training loop: collect, let memory act, learn, write, log; and stop and resume exactly."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl_memory.algorithms.algorithm import Algorithm, derive_seed
+from marl_memory.memory.operator import Memory, Stage
+from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.collection import Collector, Episodes, TaskEnv
+from marl_memory.training.evaluation import evaluate
+from marl_memory.training.logging import Logger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When things happen, all in frames (one frame: one step of one environment, all its agents acting).
+
+    Args:
+        total_frames: length of the run; what every schedule is stretched over.
+        stop_at_frames: leave earlier, without touching any schedule; None to run to the end.
+        steps: vector steps per batch, so ``steps × n_envs`` frames per iteration.
+        checkpoint_every_frames: distance of scheduled checkpoints.
+        evaluation_every_frames: distance of greedy evaluations; there is one before the first update and one at the end.
+        evaluation_episodes: episodes of each evaluation.
+
+    Raises:
+        ValueError: for a number that is not positive.
+    """
+
+    total_frames: int
+    steps: int
+    checkpoint_every_frames: int
+    evaluation_every_frames: int
+    evaluation_episodes: int
+    stop_at_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name}={value} must be at least 1")
+
+    @property
+    def end(self) -> int:
+        """Where this process stops."""
+        return self.total_frames if self.stop_at_frames is None else min(self.stop_at_frames, self.total_frames)
+
+
+class Trainer:
+    """Drives one run.
+
+    Everything a step reads is in `state_dict`: 2k iterations equal k, a new process, and k more, bit for bit.
+
+    Args:
+        algorithm: the learner.
+        memory: operators acting on the batch; `Memory()` for none.
+        env: the training environments.
+        evaluation_env: environments used by evaluation only.
+        schedule: when things happen.
+        checkpoints: where states go.
+        logger: where numbers go.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        algorithm: Algorithm,
+        memory: Memory,
+        env: TaskEnv,
+        evaluation_env: TaskEnv,
+        schedule: Schedule,
+        checkpoints: CheckpointFolder,
+        logger: Logger,
+        seed: int,
+    ) -> None:
+        self.algorithm, self.memory = algorithm, memory
+        self.evaluation_env, self.schedule = evaluation_env, schedule
+        self.checkpoints, self.logger, self.seed = checkpoints, logger, seed
+        self.frames = self.iteration = 0
+        self.best: tuple[float, float] = (-math.inf, -math.inf)  # success rate, then return
+        self.stop_requested = False
+        self.collector = Collector(
+            env,
+            algorithm.actor,
+            lambda td: memory.act(Stage.ACT, td),
+            steps=schedule.steps,
+            learn_entries=algorithm.learn_entries,
+            seed=derive_seed(seed, "env", 0),
+        )
+        self.frames_per_iteration = schedule.steps * env.n_envs
+
+    # --------------------------------------------------------------------------------------------- one iteration
+
+    def step(self) -> dict[str, float]:
+        """One on-policy iteration: the way of the data, a line per arrow."""
+        memory, algorithm, clock = self.memory, self.algorithm, Clock()
+        algorithm.set_progress(self.frames / self.schedule.total_frames)
+
+        batch, episodes = self.collector.collect()  # env → policy → ACT → env
+        clock.lap("collect")
+        memory.write("collection", batch)
+
+        algorithm.derive_rewards(batch)
+        memory.act(Stage.REWARD, batch)
+        metrics = algorithm.compute_advantages(batch)
+        memory.act(Stage.TARGET, batch)
+        memory.act(Stage.REGION, batch)
+        memory.act(Stage.REPLAY, batch)
+        losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
+        algorithm.finish_update(batch)
+
+        memory.write("update", batch)
+        clock.lap("learn")
+
+        self.frames += self.frames_per_iteration
+        self.iteration += 1
+        return self._row(episodes, metrics | _means(losses), clock)
+
+    def _row(self, episodes: Episodes, metrics: dict[str, float], clock: Clock) -> dict[str, float]:
+        seconds = clock.seconds
+        return {
+            "frames": self.frames,
+            "iteration": self.iteration,
+            **episodes.metrics("train"),
+            **metrics,
+            "time/collect": seconds["collect"],
+            "time/environment": self.collector.env_seconds,
+            "time/learn": seconds["learn"],
+            "time/frames_per_second": self.frames_per_iteration / sum(seconds.values()),
+        }
+
+    # ------------------------------------------------------------------------------------------------- the whole run
+
+    def run(self) -> None:
+        """Train to the schedule's end, or until a signal asks to leave (the iteration is finished and saved first)."""
+        end, total = self.schedule.end, self.schedule.total_frames
+        with _signals(self._request_stop):
+            self.logger.start(self.frames)
+            if self.frames == 0:
+                self.logger.log({"frames": 0, "iteration": 0, **self.evaluate()})
+                self.scheduled_checkpoint()  # a kill before the next one loses little, and not the run
+            while self.frames < end and not self.stop_requested:
+                before = self.frames
+                row = self.step()
+                if self._due(self.schedule.evaluation_every_frames, before):
+                    row |= self.evaluate()
+                self.logger.log(row)  # before the checkpoint: rows it has not seen are cut when resuming
+                if self._due(self.schedule.checkpoint_every_frames, before):
+                    self.scheduled_checkpoint()
+            if self.frames < total:
+                self._leave()
+            self.logger.close()
+
+    def _due(self, every: int, before: int) -> bool:
+        """Whether a multiple of ``every``, or the end of the run, was passed since ``before``."""
+        return self.frames // every > before // every or self.frames >= self.schedule.total_frames
+
+    def _leave(self) -> None:
+        """Save on the way out, unless this very frame is saved already."""
+        if self.checkpoints.newest_frames() == self.frames:
+            return
+        if self.collector.env.resumable:
+            self.scheduled_checkpoint()
+        else:  # resetting the environments here would make this run differ from an uninterrupted one
+            self.checkpoints.save(self.state_dict(), "signal", frames=self.frames)
+
+    def evaluate(self) -> dict[str, float]:
+        """A greedy evaluation; keeps the best policy's checkpoint."""
+        started = time.perf_counter()
+        episodes = evaluate(
+            self.evaluation_env,
+            self.algorithm.actor,
+            episodes=self.schedule.evaluation_episodes,
+            seed=derive_seed(self.seed, "evaluation"),
+        )
+        row = episodes.metrics("evaluation")
+        score = (row.get("evaluation/success", 0.0), row["evaluation/return"])
+        if score > self.best:
+            self.best = score
+            self.checkpoints.save(self.state_dict(), "best", frames=self.frames, **row)
+        return row | {"time/evaluate": time.perf_counter() - started}
+
+    def scheduled_checkpoint(self) -> None:
+        """Save; environments that can not be saved are reset first, in every run alike, so that resuming is exact."""
+        if not self.collector.env.resumable:
+            self.collector.reset(derive_seed(self.seed, "env", self.frames))
+        self.checkpoints.save(self.state_dict(), "scheduled", frames=self.frames)
+
+    def _request_stop(self) -> None:
+        self.stop_requested = True
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step reads."""
+        return {
+            "frames": self.frames,
+            "iteration": self.iteration,
+            "best": list(self.best),
+            "seed": self.seed,
+            "algorithm": dict(self.algorithm.state_dict()),
+            "memory": self.memory.state_dict(),
+            "collector": self.collector.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.  Environments that can not be saved start anew, with seeds derived
+        from the run's seed and the frame count, as they did in the run that was saved.
+        """
+        self.frames, self.iteration, self.best = state["frames"], state["iteration"], tuple(state["best"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.memory.load_state_dict(state["memory"])
+        if not self.collector.env.resumable:
+            self.collector.reset(derive_seed(self.seed, "env", self.frames))
+        self.collector.load_state_dict(state["collector"])
+
+
+class Clock:
+    """Seconds by section."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
+
+
+def _means(rows: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {key: torch.stack([row[key] for row in rows]).mean().item() for key in rows[0]}
+
+
+@contextmanager
+def _signals(request_stop: Callable[[], None]):
+    """SIGINT and SIGTERM ask to leave after the iteration; a second one leaves at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request_stop()
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+

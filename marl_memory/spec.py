@@ -54,7 +54,9 @@ class TaskSpec:
         if count == 0:
             raise ValueError("agents=() must name at least one agent")
         if self.continuous != (self.action_low is not None and self.action_high is not None):
-            raise ValueError(f"continuous={self.continuous} needs action_low and action_high set exactly when it is True")
+            raise ValueError(
+                f"continuous={self.continuous} needs action_low and action_high set exactly when it is True"
+            )
 
     @property
     def n_agents(self) -> int:

@@ -39,34 +39,33 @@ class AgentsEnv(EnvBase):
         self._make_specs()
 
     def _make_specs(self) -> None:
-        spec, n, a = self.task_spec, self.n_envs, self.task_spec.n_agents
+        spec, n, a, Size = self.task_spec, self.n_envs, self.task_spec.n_agents, torch.Size
         agents: dict[str, Any] = {
-            "observation": Unbounded(shape=(n, a, spec.observation_size), dtype=torch.float32),
-            "alive": Categorical(2, shape=(n, a), dtype=torch.bool),
-            "discount": Bounded(0.0, 1.0, shape=(n, a, 1), dtype=torch.float32),
+            "observation": Unbounded(shape=Size((n, a, spec.observation_size)), dtype=torch.float32),
+            "alive": Categorical(2, shape=Size((n, a)), dtype=torch.bool),
+            "discount": Bounded(0.0, 1.0, shape=Size((n, a, 1)), dtype=torch.float32),
         }
         if not spec.continuous:
-            agents["action_mask"] = Categorical(2, shape=(n, a, spec.action_size), dtype=torch.bool)
+            agents["action_mask"] = Categorical(2, shape=Size((n, a, spec.action_size)), dtype=torch.bool)
         observation: dict[str, Any] = {
-            spec.group: Composite(agents, shape=(n, a)),
-            "state": Unbounded(shape=(n, spec.state_size), dtype=torch.float32),
+            spec.group: Composite(agents, shape=Size((n, a))),
+            "state": Unbounded(shape=Size((n, spec.state_size)), dtype=torch.float32),
         }
         if spec.has_success:
-            observation["success"] = Categorical(2, shape=(n, 1), dtype=torch.bool)
-        self.observation_spec = Composite(observation, shape=(n,))
-        self.reward_spec = Composite(
-            {spec.group: Composite({"reward": Unbounded(shape=(n, a, 1), dtype=torch.float32)}, shape=(n, a))}, shape=(n,)
-        )
-        self.done_spec = Composite(
-            {key: Categorical(2, shape=(n, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")}, shape=(n,)
-        )
+            observation["success"] = Categorical(2, shape=Size((n, 1)), dtype=torch.bool)
+        self.observation_spec = Composite(observation, shape=Size((n,)))
+        reward = Composite({"reward": Unbounded(shape=Size((n, a, 1)), dtype=torch.float32)}, shape=Size((n, a)))
+        self.reward_spec = Composite({spec.group: reward}, shape=Size((n,)))
+        flag = Categorical(2, shape=Size((n, 1)), dtype=torch.bool)
+        flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=Size((n,)))
         if spec.continuous:
             low = torch.tensor(spec.action_low).expand(n, a, spec.action_size).clone()
             high = torch.tensor(spec.action_high).expand(n, a, spec.action_size).clone()
-            action = Bounded(low, high, shape=(n, a, spec.action_size), dtype=torch.float32)
+            action = Bounded(low, high, shape=Size((n, a, spec.action_size)), dtype=torch.float32)
         else:
-            action = Categorical(spec.action_size, shape=(n, a), dtype=torch.int64)
-        self.action_spec = Composite({spec.group: Composite({"action": action}, shape=(n, a))}, shape=(n,))
+            action = Categorical(spec.action_size, shape=Size((n, a)), dtype=torch.int64)
+        self.action_spec = Composite({spec.group: Composite({"action": action}, shape=Size((n, a)))}, shape=Size((n,)))
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Uniformly random actions, over the allowed ones where the task masks them."""
@@ -75,7 +74,7 @@ class AgentsEnv(EnvBase):
             tensordict = TensorDict(batch_size=self.batch_size)
         mask = None if self.task_spec.continuous else tensordict.get(keys.action_mask, None)
         if mask is None:
-            tensordict.update(self.action_spec.rand() if isinstance(self.action_spec, Composite) else self.full_action_spec.rand())
+            tensordict.update(self.full_action_spec.rand())
         else:
             flat = torch.multinomial(mask.reshape(-1, mask.shape[-1]).float(), 1)
             tensordict.set(keys.action, flat.reshape(mask.shape[:-1]))
@@ -85,14 +84,17 @@ class AgentsEnv(EnvBase):
         """One vector step; environments whose episode ended are reset.
 
         Returns ``(tensordict, following)``: the first with ``"next"`` holding the true last observations, the second
-        the observations to act on.  It does what TorchRL's own does, without its per-step checks (about 100 µs).
+        the observations to act on.  It does what TorchRL's own does, without its per-step checks (about 100 µs), and
+        carries only the environment's entries over to the second: no action, no entry of the policy's.
         """
         following = self._step(tensordict)
         tensordict.set("next", following)
         done: Tensor = following.get("done")
         if done.any():
             return tensordict, self._reset(TensorDict({"_reset": done}, batch_size=self.batch_size))
-        return tensordict, following.copy()
+        following = following.copy()
+        following.get(self.task_spec.group).pop("reward")  # as in TorchRL's: a reward belongs to ("next", …) only
+        return tensordict, following
 
     def snapshot(self) -> dict[str, Tensor]:
         """Everything the simulator knows, as tensors; only where `resumable`."""

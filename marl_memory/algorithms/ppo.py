@@ -76,7 +76,7 @@ class PPO(Algorithm):
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip: float = 0.2,
-        value_clip: float | None = 0.2,
+        value_clip: float | None = None,
         value_coef: float = 1.0,
         entropy_coef: float = 0.01,
         lr: float = 5e-4,
@@ -166,7 +166,12 @@ class PPO(Algorithm):
             lam=self.gae_lambda,
         )
         target = advantage + value
-        for key, x in ((k.value_output, output), (k.value, value), (k.next_value, next_value), (k.value_target, target)):
+        for key, x in (
+            (k.value_output, output),
+            (k.value, value),
+            (k.next_value, next_value),
+            (k.value_target, target),
+        ):
             batch.get(key).copy_(x)
         living = advantage.squeeze(-1)[alive]
         explained = 1 - living.var(correction=0) / target.squeeze(-1)[alive].var(correction=0).clamp(min=1e-12)
@@ -319,5 +324,3 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"algorithm.{name}={value} must be positive")
-
-

@@ -53,7 +53,7 @@ class Critic(nn.Module):
             self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
             self.moments = self.input.moments
             features, heads = self.input.features, 1
-        self.body = body(features, heads, banks=self.banks, output_gain=1.0, generator=init_generator)
+        self.body = body(features, heads, banks=self.banks, output_gain=0.01, generator=init_generator)
 
     def forward(self, td: TensorDictBase) -> Tensor:
         """Values ``[*B, A, 1]``, in the network's own units."""

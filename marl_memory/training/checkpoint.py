@@ -125,7 +125,7 @@ class CheckpointFolder:
                 return checkpoint.load(), checkpoint
             except DamagedCheckpointError as error:
                 warn(f"damaged checkpoint passed over: {error}")
-        raise NoCheckpointError(f"{self.path} holds no checkpoint that can be read")
+        raise NoCheckpointError(f"{self.path} holds no checkpoint that can be read: start anew in another folder")
 
 
 def _sha256(file: Path) -> str:

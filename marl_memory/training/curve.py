@@ -18,7 +18,13 @@ def draw(folder: Path) -> Path:
     for i, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), i + 1)
         axes.plot(*metrics.column(f"train/{name}"), color="#9db4c8", linewidth=1, label="training (sampled)")
-        axes.plot(*metrics.column(f"evaluation/{name}"), color="#12476b", marker="o", markersize=3, label="evaluation (greedy)")
+        axes.plot(
+            *metrics.column(f"evaluation/{name}"),
+            color="#12476b",
+            marker="o",
+            markersize=3,
+            label="evaluation (greedy)",
+        )
         axes.set(xlabel="environment steps", ylabel={"success": "win rate"}.get(name, name))
         axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
         axes.grid(alpha=0.3)

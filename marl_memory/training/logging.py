@@ -121,7 +121,11 @@ class Display:
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.fields[frames]}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f} %")]
+        columns = [
+            TextColumn("{task.fields[frames]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+        ]
         self.progress = Progress(*columns, TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
         self.task = self.progress.add_task("", total=self.total, completed=frames, frames=f"{frames:,}")
         self.progress.start()

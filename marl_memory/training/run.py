@@ -23,7 +23,18 @@ from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
 from marl_memory.training.trainer import Schedule, Trainer
 
-PACKAGES = ("marl-memory", "torch", "torchrl", "tensordict", "numpy", "gymnasium", "pettingzoo", "jaxmarl", "jax", "mpe2")
+PACKAGES = (
+    "marl-memory",
+    "torch",
+    "torchrl",
+    "tensordict",
+    "numpy",
+    "gymnasium",
+    "pettingzoo",
+    "jaxmarl",
+    "jax",
+    "mpe2",
+)
 """What a run's numbers may depend on."""
 
 

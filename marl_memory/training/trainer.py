@@ -147,7 +147,7 @@ class Trainer:
         end, total = self.schedule.end, self.schedule.total_frames
         with _signals(self._request_stop):
             self.logger.start(self.frames)
-            if self.frames == 0:
+            if self.checkpoints.newest_frames() is None:  # a new run
                 self.logger.log({"frames": 0, "iteration": 0, **self.evaluate()})
                 self.scheduled_checkpoint()  # a kill before the next one loses little, and not the run
             while self.frames < end and not self.stop_requested:
@@ -259,5 +259,3 @@ def _signals(request_stop: Callable[[], None]):
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-

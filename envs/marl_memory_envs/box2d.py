@@ -1,0 +1,16 @@
+"""Gymnasium's Box2D tasks, as one-agent teams."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from marl_memory_envs.one_agent import OneAgent, gym_env
+
+REQUIRES = {"Box2D": "box2d"}
+
+
+def lunar_lander(**kwargs: Any) -> OneAgent:
+    """LunarLander-v3, for at most 1000 steps; ``continuous=True`` gives two real actions instead of four choices."""
+    import_module("Box2D")  # missing, it is named here: Gymnasium's own error hides which module it was
+    return gym_env("LunarLander-v3", **kwargs)

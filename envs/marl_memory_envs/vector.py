@@ -1,0 +1,552 @@
+"""N PettingZoo ParallelEnvs, stepped in one process as ONE TorchRL environment: one TensorDict per vector step.
+
+TorchRL's own route (a wrapper for each environment and a batched environment around them) costs several times what
+these simulators do, gives every environment of a `ParallelEnv` the same seed unless told otherwise, and ends an episode
+at the first death.  Here each step fills one fresh NumPy array per entry, row by row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pettingzoo import AECEnv, ParallelEnv
+from tensordict import TensorDict, TensorDictBase
+
+from marl_memory.spec import TaskSpec
+from marl_memory_envs.base import AgentsEnv, environment_seeds
+
+Frame = dict[str, np.ndarray]
+"""The entries of one vector step, each ``[N, …]``."""
+
+_ROOT = ("state", "done", "terminated", "truncated", "success")
+
+
+@dataclass(frozen=True, slots=True)
+class _Agent:
+    """What one agent's spaces say.  ``low`` and ``high`` are ``[P_i]`` for continuous actions, else None."""
+
+    name: str
+    index: int
+    observation_size: int
+    action_size: int
+    first_action: int
+    dict_observation: bool
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+class VectorEnv(AgentsEnv):
+    """N environments of one task, batch size ``[N]``; entries as in `marl_memory.keys.Keys`.
+
+    An agent is *alive* at t when it acts at t: it is in ``env.agents``, none of its flags is set, and
+    ``infos[agent]["alive"]``, where the environment gives it, is true.  An agent that is listed but not alive is sent
+    action 0 (continuous: the action nearest to zero).  A dead agent has a zero observation, only action 0 in its mask
+    and reward 0, or the team's reward where rewards are common.  An episode is *done* when no agent is left; it is
+    *truncated* when one of its agents ended by a truncation that was no termination, else *terminated*.
+
+    ``("next", …)`` holds the true last observation of every agent that is cut by a truncation, and of all that acted in
+    the last step of an episode.  Cut agents keep their action mask there too, so that a learner can bootstrap; they
+    count as alive if the episode ends with them, and not if it goes on without them (they do not act again).
+
+    Args:
+        envs: the environments, all with the same agents and spaces.
+        name: the task's name; by default what the first environment calls itself.
+        common_reward: whether all agents receive one reward (checked at every step).
+        success: the key in an agent's info which tells at the end of an episode whether it was won.
+        max_episode_steps: the time limit that the environments themselves impose, in steps (checked, not imposed).
+        group: the name of the agents' group in the TensorDict.
+
+    Raises:
+        ValueError: for spaces that do not fit, environments that differ, or data that are not finite.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[ParallelEnv[str, Any, Any]],
+        *,
+        name: str | None = None,
+        common_reward: bool = False,
+        success: str | None = None,
+        max_episode_steps: int | None = None,
+        group: str = "agents",
+    ) -> None:
+        agents = _read_team(envs)
+        state_size = _own_state_size(envs[0])
+        width = max(agent.observation_size for agent in agents)
+        spec = TaskSpec(
+            name=name or str(envs[0]),
+            agents=tuple(agent.name for agent in agents),
+            observation_sizes=tuple(agent.observation_size for agent in agents),
+            action_sizes=tuple(agent.action_size for agent in agents),
+            continuous=agents[0].low is not None,
+            state_size=len(agents) * width if state_size is None else state_size,
+            own_state=state_size is not None,
+            common_reward=common_reward,
+            has_success=success is not None,
+            max_episode_steps=max_episode_steps,
+            action_low=_bounds([agent.low for agent in agents]),
+            action_high=_bounds([agent.high for agent in agents]),
+            group=group,
+        )
+        super().__init__(spec, len(envs))
+        self.envs = list(envs)
+        self.is_closed = False
+        self._agents = {agent.name: agent for agent in agents}
+        self._success_key = success
+        self._template = _template(spec, self.n_envs)
+        self._sizes = np.array(spec.action_sizes)
+        self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
+        self._seeds: list[int | None] = [None] * self.n_envs
+        self._frame: Frame | None = None
+        self._alive = np.zeros((self.n_envs, spec.n_agents), dtype=bool)
+        self._listed: list[list[str]] = [[] for _ in envs]  # the agents whose actions each env.step expects
+        self._acting: list[list[str]] = [[] for _ in envs]  # those of them that are alive
+        self._cut = np.zeros(self.n_envs, dtype=bool)  # whether an agent was truncated in this episode
+        self._steps = np.zeros(self.n_envs, dtype=np.int64)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close every environment."""
+        if not self.is_closed:
+            for env in self.envs:
+                env.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+    # ---- TorchRL's three methods -------------------------------------------------------------------------------------
+
+    def _set_seed(self, seed: int | None) -> None:
+        """The next reset of all environments seeds each with its own; later ones let their generators go on."""
+        self._seeds = [None] * self.n_envs if seed is None else list(environment_seeds(seed, self.n_envs))
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        """Reset all environments, or those that the mask ``_reset`` ``[N, 1]`` names; the others stay as they are."""
+        rows = self._rows(tensordict, "_reset")
+        everything = len(rows) == self.n_envs
+        if self._frame is None or everything:
+            if not everything:
+                raise RuntimeError("the first reset must reset all environments; its _reset mask names only some")
+            frame = {key: array.copy() for key, array in self._template.items()}
+        else:
+            frame = {key: array.copy() for key, array in self._frame.items()}
+            for key, array in frame.items():
+                array[rows] = self._template[key][rows]
+        self._steps[rows] = 0
+        self._cut[rows] = False
+        readable = np.zeros_like(self._alive)
+        for row in rows:
+            env = self.envs[row]
+            seed = self._seeds[row] if everything else None
+            observations, infos = env.reset() if seed is None else env.reset(seed=seed)
+            self._listed[row] = list(env.agents)
+            self._read_row(frame, readable, row, observations, infos, env.agents)
+        if everything:
+            self._seeds = [None] * self.n_envs
+        self._complete(frame, readable, rows)
+        return self._tensordict(frame, reward=False)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Step all environments, or those that TorchRL's mask ``_step`` ``[N, 1]`` names."""
+        if self._frame is None:
+            raise RuntimeError("step() before the first reset()")
+        rows = self._rows(tensordict, "_step")
+        actions = self._actions(tensordict)
+        frame = {key: array.copy() for key, array in self._template.items()}
+        readable = np.zeros_like(self._alive)
+        for row in rows:
+            self._step_row(frame, readable, row, actions[row])
+        if len(rows) < self.n_envs:
+            idle = np.setdiff1d(np.arange(self.n_envs), rows)
+            for key, array in frame.items():
+                if key not in ("reward", "discount"):
+                    array[idle] = self._frame[key][idle]
+        self._complete(frame, readable, rows)
+        limit = self.task_spec.max_episode_steps
+        if limit is not None and (late := (self._steps >= limit) & ~frame["done"][:, 0]).any():
+            raise ValueError(
+                f"environment {int(late.argmax())} of {self.task_spec.name} goes on after max_episode_steps={limit}: "
+                "the environment must truncate there itself, or the limit is another"
+            )
+        return self._tensordict(frame, reward=True)
+
+    # ---- one row -----------------------------------------------------------------------------------------------------
+
+    def _step_row(self, frame: Frame, readable: np.ndarray, row: int, actions: np.ndarray) -> None:
+        """Step environment ``row`` with ``actions`` ``[A]`` or ``[A, P]`` and write its row of every entry."""
+        env, listed, agents = self.envs[row], self._listed[row], self._agents
+        if not listed:
+            raise RuntimeError(f"environment {row} is done: reset it before stepping it again")
+        if self.task_spec.continuous:
+            sent = {name: actions[(agent := agents[name]).index, : agent.action_size] for name in listed}
+        else:
+            sent = {name: actions[agents[name].index] for name in listed}
+        observations, rewards, terminations, truncations, infos = env.step(sent)
+        self._steps[row] += 1
+        self._read_rewards(frame["reward"][row], row, rewards)
+        present, cut = env.agents, ()
+        if present != listed or any(terminations.values()) or any(truncations.values()):
+            present, cut = self._departures(frame, row, terminations, truncations)
+        self._listed[row] = list(present)
+        seen = (*present, *cut) if present else listed
+        self._read_row(frame, readable, row, observations, infos, seen, cut)
+        if not present:
+            frame["done"][row] = True
+            frame["truncated" if self._cut[row] else "terminated"][row] = True
+            if not self._cut[row]:
+                frame["discount"][row] = 0.0
+            if self._success_key is not None:
+                frame["success"][row] = self._read_success(row, infos, listed, self._success_key)
+
+    def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
+        """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
+        acted, agents = self._acting[row], self._agents
+        if not self.task_spec.common_reward:
+            for name in acted:
+                reward[agents[name].index, 0] = given[name]
+            return
+        values = [float(given[name]) for name in acted or self._listed[row]]
+        if max(values) - min(values) > 1e-5 * max(1.0, abs(values[0])):
+            raise ValueError(
+                f"{self._where(row)}: common_reward=True, but the agents' rewards differ: {values}; "
+                "set common_reward=False, or make the environment give all agents one reward"
+            )
+        reward[:] = values[0]
+
+    def _departures(
+        self, frame: Frame, row: int, terminations: Mapping[str, Any], truncations: Mapping[str, Any]
+    ) -> tuple[list[str], list[str]]:
+        """Who is left, and who was cut, after a step in which an agent came or went.
+
+        Writes the discount 0 of agents with rewards of their own that terminated.
+        """
+        env, listed = self.envs[row], self._listed[row]
+        present = [n for n in env.agents if not (terminations.get(n, False) or truncations.get(n, False))]
+        cut: list[str] = []
+        for name in listed:
+            if terminations.get(name, False):
+                if not self.task_spec.common_reward:
+                    frame["discount"][row, self._agents[name].index] = 0.0
+            elif truncations.get(name, False):
+                cut.append(name)
+            elif name not in present:
+                raise ValueError(
+                    f"{self._where(row)}: agent {name!r} left env.agents neither terminated nor truncated; "
+                    "one of its flags must be set in the step in which it leaves"
+                )
+        self._cut[row] |= bool(cut)
+        return present, cut
+
+    def _read_row(
+        self,
+        frame: Frame,
+        readable: np.ndarray,
+        row: int,
+        observations: Mapping[str, Any],
+        infos: Mapping[str, Mapping[str, Any]],
+        seen: Sequence[str],
+        cut: Sequence[str] = (),
+    ) -> None:
+        """Write observation, mask and life of the agents ``seen``: those that act next and those at their end.
+
+        ``cut`` are the ones at their end whom a truncation ended; ``readable`` ``[N, A]`` is set where a mask holds.
+        """
+        observed, alive = frame["observation"][row], frame["alive"][row]
+        masks = None if self.task_spec.continuous else frame["action_mask"][row]
+        present, agents, acting = self._listed[row], self._agents, []
+        for name in seen:
+            agent = agents[name]
+            info = infos.get(name)
+            acts = name in present
+            if info and not info.get("alive", True):
+                continue
+            if name not in observations:
+                if acts:
+                    raise ValueError(f"{self._where(row)}: the observation of living agent {name!r} is missing")
+                continue
+            value = observations[name]
+            mask = info.get("action_mask") if info else None
+            if agent.dict_observation:
+                value, mask = value["observation"], value["action_mask"]
+            if len(value) != agent.observation_size:
+                raise ValueError(
+                    f"{self._where(row)}: agent {name!r} observes {len(value)} numbers, not {agent.observation_size}"
+                )
+            index = agent.index
+            observed[index, : agent.observation_size] = value
+            if acts:
+                acting.append(name)
+            if acts or name in cut:
+                alive[index] = acts or not present
+                readable[row, index] = True
+                if mask is not None and masks is not None:
+                    self._read_mask(masks, readable[row], row, agent, mask, acts)
+        self._acting[row] = acting
+
+    def _read_mask(
+        self, masks: np.ndarray, readable: np.ndarray, row: int, agent: _Agent, given: Any, acts: bool
+    ) -> None:
+        """Write the mask that the environment gave for one agent into ``masks`` ``[A, P]``."""
+        if len(given) != agent.action_size:
+            raise ValueError(
+                f"{self._where(row)}: agent {agent.name!r} has an action_mask of {len(given)}, not {agent.action_size}"
+            )
+        masks[agent.index, : agent.action_size] = given
+        if not masks[agent.index].any():
+            if acts:
+                raise ValueError(
+                    f"{self._where(row)}: the action_mask of living agent {agent.name!r} allows no action; "
+                    "allow at least one, such as a no-op"
+                )
+            readable[agent.index] = False  # nothing to choose in a last state: the no-op of the dead
+
+    def _read_success(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], key: str) -> bool:
+        for name in acted:
+            if key in (info := infos.get(name) or {}):
+                return bool(info[key])
+        raise ValueError(
+            f"{self._where(row)}: success={key!r} is in no agent's info at the end of the episode; "
+            f"infos are {dict(infos)}"
+        )
+
+    # ---- all rows ----------------------------------------------------------------------------------------------------
+
+    def _rows(self, tensordict: TensorDictBase | None, key: str) -> Sequence[int]:
+        """The rows that a mask ``[N, 1]`` names; all of them where there is none."""
+        mask = None if tensordict is None else tensordict.get(key, None)
+        if mask is None:
+            return range(self.n_envs)
+        return mask.reshape(self.n_envs).nonzero()[:, 0].tolist()
+
+    def _actions(self, tensordict: TensorDictBase) -> np.ndarray:
+        """The actions to send, ``[N, A]`` or ``[N, A, P]``: a copy, which an environment may keep or change."""
+        spec = self.task_spec
+        given = tensordict.get(spec.keys.action).detach().numpy()
+        expected = (*self._alive.shape, spec.action_size) if spec.continuous else self._alive.shape
+        if given.shape != expected:
+            raise ValueError(f"{spec.keys.action} has shape {given.shape}; {spec.name} takes {expected}")
+        if spec.continuous:
+            return np.where(self._alive[..., None], given, self._noop)
+        if (wrong := ((given < 0) | (given >= self._sizes)) & self._alive).any():
+            row, index = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{self._where(row)}: action {given[row, index]} of agent {spec.agents[index]!r} is not one of its "
+                f"{spec.action_sizes[index]}; a policy must respect action_mask, which is False for padded actions"
+            )
+        return np.where(self._alive, given + self._noop, self._noop)
+
+    def _complete(self, frame: Frame, readable: np.ndarray, rows: Sequence[int]) -> None:
+        """Fill what all rows have in common, check that everything is finite, and keep the frame."""
+        spec = self.task_spec
+        if not spec.continuous:
+            stepped = np.zeros(self.n_envs, dtype=bool)
+            stepped[list(rows)] = True
+            mute = ~readable & stepped[:, None]
+            frame["action_mask"][mute] = np.arange(spec.action_size) == 0
+        if spec.own_state:
+            for row in rows:
+                frame["state"][row] = self.envs[row].state()
+        else:
+            frame["state"][:] = frame["observation"].reshape(self.n_envs, -1)
+        for key in ("observation", "reward", "state"):
+            if not np.isfinite(frame[key]).all():
+                self._report_not_finite(key, frame[key])
+        self._frame = frame
+        self._alive = frame["alive"].copy()
+
+    def _report_not_finite(self, key: str, array: np.ndarray) -> None:
+        position = np.argwhere(~np.isfinite(array))[0]
+        who = "" if key == "state" else f" of agent {self.task_spec.agents[position[1]]!r}"
+        raise ValueError(f"{self._where(position[0])}: {key}{who} is {array[tuple(position)]}, not a finite number")
+
+    def _tensordict(self, frame: Frame, *, reward: bool) -> TensorDict:
+        tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
+        agents = {key: tensor for key, tensor in tensors.items() if key not in _ROOT and (reward or key != "reward")}
+        root: dict[str, Any] = {key: tensors[key] for key in _ROOT if key in tensors}
+        size = self.batch_size
+        root[self.task_spec.group] = TensorDict(agents, batch_size=(*size, self.task_spec.n_agents))
+        return TensorDict(root, batch_size=size)
+
+    def _where(self, row: int) -> str:
+        return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"
+
+
+# ---- reading an environment's spaces ---------------------------------------------------------------------------------
+
+
+def _read_team(envs: Sequence[ParallelEnv[str, Any, Any]]) -> list[_Agent]:
+    """The agents of the first environment, after a check that all the others have the same."""
+    if not envs:
+        raise ValueError("envs is empty; a vector environment needs at least one")
+    if len({id(env) for env in envs}) < len(envs):
+        raise ValueError("one environment object is given twice; a factory must make a new one at every call")
+    first = envs[0]
+    names = list(first.possible_agents)
+    for row, env in enumerate(envs[1:], start=1):
+        alike = list(env.possible_agents) == names and all(
+            env.observation_space(n) == first.observation_space(n) and env.action_space(n) == first.action_space(n)
+            for n in names
+        )
+        if not alike:
+            raise ValueError(f"environment {row} has other agents or spaces than environment 0; all must be alike")
+    team = [_read_agent(i, n, first.observation_space(n), first.action_space(n)) for i, n in enumerate(names)]
+    if len({agent.low is None for agent in team}) > 1:
+        kinds = {agent.name: "discrete" if agent.low is None else "continuous" for agent in team}
+        raise ValueError(f"the agents mix discrete and continuous actions: {kinds}; give all of them one kind")
+    return team
+
+
+def _read_agent(index: int, name: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> _Agent:
+    masked = isinstance(observation, spaces.Dict) and set(observation.spaces) == {"observation", "action_mask"}
+    box = observation["observation"] if isinstance(observation, spaces.Dict) and masked else observation
+    if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+        raise ValueError(
+            f"agent {name!r} observes {observation}; right is a Box of one dimension, or a Dict of exactly "
+            "'observation' (such a Box) and 'action_mask': flatten or encode the observation in the environment"
+        )
+    size = box.shape[0]
+    if isinstance(action, spaces.Discrete):
+        return _Agent(name, index, size, int(action.n), int(action.start), masked)
+    if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not np.issubdtype(action.dtype, np.floating):
+        raise ValueError(
+            f"agent {name!r} acts in {action}; right is Discrete, or a Box of one dimension and real numbers: "
+            "MultiDiscrete, MultiBinary and dictionary actions are not supported"
+        )
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise ValueError(f"agent {name!r} acts in {action}; right are finite bounds: clip or squash in the environment")
+    low, high = -_float32_below(-action.low), _float32_below(action.high)
+    return _Agent(name, index, size, action.shape[0], 0, masked, low, high)
+
+
+def _float32_below(limit: np.ndarray) -> np.ndarray:
+    """The largest float32 not above ``limit``: an action at a rounded float64 bound must stay inside the space."""
+    rounded = limit.astype(np.float32)
+    return np.where(rounded > limit, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+def _bounds(limits: Sequence[np.ndarray | None]) -> tuple[tuple[float, ...], ...] | None:
+    """``[A, P]`` bounds, padded with zeros; None for discrete actions."""
+    known = [limit for limit in limits if limit is not None]
+    width = max((len(limit) for limit in known), default=0)
+    return tuple((*map(float, limit), *[0.0] * (width - len(limit))) for limit in known) or None
+
+
+def _own_state_size(env: ParallelEnv[str, Any, Any]) -> int | None:
+    """Features of ``env.state()``, tried once; None where the environment does not implement it."""
+    env.reset()
+    try:
+        state = np.asarray(env.state())
+    except NotImplementedError:
+        return None
+    if state.ndim != 1:
+        raise ValueError(f"state() of {env} has shape {state.shape}; right is one dimension: flatten it there")
+    return state.size
+
+
+def _template(spec: TaskSpec, n: int) -> Frame:
+    """The entries before anything is written: everybody dead, nothing ended."""
+    agents = spec.n_agents
+    frame: Frame = {
+        "observation": np.zeros((n, agents, spec.observation_size), dtype=np.float32),
+        "alive": np.zeros((n, agents), dtype=bool),
+        "reward": np.zeros((n, agents, 1), dtype=np.float32),
+        "discount": np.ones((n, agents, 1), dtype=np.float32),
+        "state": np.zeros((n, spec.state_size), dtype=np.float32),
+        **{key: np.zeros((n, 1), dtype=bool) for key in ("done", "terminated", "truncated")},
+    }
+    if not spec.continuous:
+        frame["action_mask"] = np.tile(np.array(spec.action_valid), (n, 1, 1))
+    if spec.has_success:
+        frame["success"] = np.zeros((n, 1), dtype=bool)
+    return frame
+
+
+def _noop(agents: Sequence[_Agent], spec: TaskSpec) -> np.ndarray:
+    if not spec.continuous:
+        return np.array([agent.first_action for agent in agents])
+    low, high = np.array(spec.action_low, dtype=np.float32), np.array(spec.action_high, dtype=np.float32)
+    return np.clip(np.zeros_like(low), low, high)
+
+
+# ---- making one from a name ------------------------------------------------------------------------------------------
+
+
+def vector_env(
+    factory: str | Callable[..., Any],
+    *,
+    n_envs: int,
+    seed: int,
+    name: str | None = None,
+    common_reward: bool = False,
+    success: str | None = None,
+    max_episode_steps: int | None = None,
+    group: str = "agents",
+    kwargs: Mapping[str, Any] | None = None,
+) -> VectorEnv:
+    """``n_envs`` environments made by ``factory(**kwargs)`` and seeded from ``seed``, as one `VectorEnv`.
+
+    Args:
+        factory: a function that returns a new ParallelEnv, or where to import it from: ``"package.module:function"``.
+        n_envs: N, how many environments are stepped together.
+        seed: the run's seed; every environment gets one of its own, derived from it.
+        name, common_reward, success, max_episode_steps, group: see `VectorEnv`.
+        kwargs: what the factory is called with.
+
+    Raises:
+        ValueError: for a factory that is not ``module:function``, names nothing, or makes no ParallelEnv.
+        ImportError: if a module is missing; the message names the extra to install, where one has it.
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs={n_envs} must be at least 1")
+    make = _import_factory(factory) if isinstance(factory, str) else factory
+    label = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    envs: list[ParallelEnv[str, Any, Any]] = []
+    for _ in range(n_envs):
+        try:
+            env = make(**(kwargs or {}))
+        except ModuleNotFoundError as error:
+            raise _missing(error, str(label), getattr(make, "__module__", "")) from error
+        if isinstance(env, AECEnv):
+            raise ValueError(f"factory={label} made an AECEnv; wrap it with pettingzoo.utils.aec_to_parallel")
+        if not isinstance(env, ParallelEnv):
+            raise ValueError(f"factory={label} made a {type(env).__name__}; it must return a PettingZoo ParallelEnv")
+        envs.append(env)
+    vector = VectorEnv(
+        envs,
+        name=name or str(label),
+        common_reward=common_reward,
+        success=success,
+        max_episode_steps=max_episode_steps,
+        group=group,
+    )
+    vector.set_seed(seed)
+    return vector
+
+
+def _import_factory(path: str) -> Callable[..., Any]:
+    module_name, colon, attribute = path.partition(":")
+    if not (colon and module_name and attribute):
+        raise ValueError(f"factory={path!r} must be 'package.module:function', with a colon")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise _missing(error, path, module_name) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise ValueError(f"factory={path!r}: module {module_name} has no {attribute!r}") from error
+
+
+def _missing(error: ModuleNotFoundError, factory: str, module_name: str) -> ImportError:
+    """The error to raise for a missing module: it names the extra that installs it, if the family declares one."""
+    requires: dict[str, str] = getattr(sys.modules.get(module_name), "REQUIRES", {})
+    missing = (error.name or "").partition(".")[0]
+    if missing in requires:
+        return ImportError(
+            f"factory={factory} needs {missing!r}: pip install 'marl-memory[{requires[missing]}]'", name=missing
+        )
+    return ImportError(f"factory={factory}: no module named {error.name!r}; installed, or misspelled?", name=missing)

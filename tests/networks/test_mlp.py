@@ -1,0 +1,109 @@
+"""Banks of parameters against separate plain networks, and their initialisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from marl_memory.networks.mlp import MLP, BankedLinear
+
+PLAIN = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU}
+
+
+def made(in_features: int = 5, out_features: int = 3, seed: int = 0, **kwargs: object) -> MLP:
+    return MLP(in_features, out_features, generator=Generator().manual_seed(seed), **kwargs)  # type: ignore[arg-type]
+
+
+def with_biases(network: MLP) -> MLP:
+    for parameter in network.parameters():  # biases start at 0, which would hide a mistake in them
+        parameter.data.add_(torch.randn(parameter.shape, generator=Generator().manual_seed(9)) * 0.1)
+    return network
+
+
+def plain_copy(network: MLP, bank: int, activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, layer in enumerate(network.layers):
+        assert isinstance(layer, BankedLinear)
+        linear = nn.Linear(layer.weight.shape[2], layer.weight.shape[1])
+        linear.weight.data.copy_(layer.weight[bank])
+        linear.bias.data.copy_(layer.bias[bank, 0])
+        if i > 0:
+            layers.append(PLAIN[activation]())
+        if network.layer_norm:
+            layers.append(nn.LayerNorm(linear.in_features, elementwise_affine=False))
+        layers.append(linear)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("activation", sorted(PLAIN))
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_banks_are_separate_plain_networks(activation: str, layer_norm: bool) -> None:
+    network = with_biases(made(banks=3, hidden=(7, 6), activation=activation, layer_norm=layer_norm)).double()
+    copies = [plain_copy(network, bank, activation).double() for bank in range(3)]
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64, generator=Generator().manual_seed(1))
+    expected = torch.stack([copy(x[..., i, :]) for i, copy in enumerate(copies)], -2)
+    found = network(x)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for bank, copy in enumerate(copies):
+        linears = [module for module in copy if isinstance(module, nn.Linear)]
+        for layer, linear in zip(network.layers, linears, strict=True):
+            torch.testing.assert_close(layer.weight.grad[bank], linear.weight.grad)
+            torch.testing.assert_close(layer.bias.grad[bank, 0], linear.bias.grad)
+
+
+def test_shared_parameters_see_every_agent_alike() -> None:
+    network = with_biases(made(hidden=(7,)))
+    x = torch.randn(4, 3, 5)
+    copy = plain_copy(network, 0, "relu")
+    torch.testing.assert_close(network(x), copy(x))
+    torch.testing.assert_close(network(x[:, 0]), copy(x[:, 0]))  # without an agent dimension
+
+
+def test_one_bank_for_one_agent_is_a_shared_network_bit_for_bit() -> None:
+    shared, single = made(hidden=(16, 16)), made(hidden=(16, 16), banks=1)
+    x = torch.randn(32, 1, 5)
+
+    def results(network: MLP, rows: Tensor) -> list[Tensor]:
+        out = network(rows)
+        out.square().sum().backward()
+        return [out.reshape(-1, 3), *(p.grad for p in network.parameters() if p.grad is not None)]
+
+    pairs = zip(results(shared, x.squeeze(1)), results(single, x), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("out_features", "in_features"), [(6, 4), (4, 6), (5, 5)])
+def test_every_bank_starts_orthogonal(out_features: int, in_features: int) -> None:
+    layer = BankedLinear(in_features, out_features, banks=3, gain=0.5, generator=Generator().manual_seed(0))
+    for weight in layer.weight.detach():
+        product = weight @ weight.T if out_features <= in_features else weight.T @ weight
+        torch.testing.assert_close(product, 0.25 * torch.eye(len(product)), atol=1e-5, rtol=0)
+    assert not torch.equal(layer.weight[0], layer.weight[1])
+    assert torch.equal(layer.bias, torch.zeros(3, 1, out_features))
+
+
+def test_gains_of_hidden_and_last_layers() -> None:
+    network = made(8, 2, hidden=(8,), activation="tanh", output_gain=0.01)
+    norms = [torch.linalg.matrix_norm(layer.weight[0].detach(), 2).item() for layer in network.layers]
+    assert norms == pytest.approx([5 / 3, 0.01], rel=1e-4)
+
+
+def test_the_generator_alone_decides_the_weights() -> None:
+    torch.manual_seed(0)
+    first = made(seed=3).state_dict()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    second, other = made(seed=3).state_dict(), made(seed=4).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is not drawn from
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="network.activation='swish'"):
+        made(activation="swish")
+    with pytest.raises(ValueError, match="network.hidden"):
+        made(hidden=(8, 0))

@@ -1,0 +1,206 @@
+"""Stop and resume: 2k iterations equal k, a new process, and k more, bit for bit; also after kill -9."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.run import RunFolderError, read_config, resume
+
+TOY = [
+    "env=toy/masked_duel",
+    "training.n_envs=4",
+    "training.steps=16",
+    "training.total_frames=1280",
+    "training.checkpoint_every_frames=256",
+    "training.evaluation_every_frames=320",
+    "training.evaluation_episodes=6",
+    "network.hidden=[16,16]",
+    "logger.quiet=true",
+]
+SMAX = [
+    "env=smax/3m",
+    "training.n_envs=8",
+    "training.steps=32",
+    "training.total_frames=1536",
+    "training.checkpoint_every_frames=512",
+    "training.evaluation_every_frames=512",
+    "training.evaluation_episodes=8",
+    "network.hidden=[16,16]",
+    "logger.quiet=true",
+    "logger.tensorboard=false",
+]
+
+
+def cli(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "marl_memory.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=280, **options)
+
+
+def train(folder: Path, *overrides: str) -> None:
+    cli("train", *overrides, f"run_folder={folder}")
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    state, _ = CheckpointFolder(folder / "checkpoints").newest(pytest.fail)
+    return state
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        found = list(csv.DictReader(stream))
+    return [{key: text for key, text in row.items() if not key.startswith("time/")} for row in found]
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    """Equal to the last bit, tensors and all."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    """The same final state, the same metrics but for timings, the same best policy, the same next batch."""
+    assert_same(final_state(a), final_state(b))
+    assert rows(a) == rows(b)
+    best_a, best_b = (CheckpointFolder(folder / "checkpoints").named("best") for folder in (a, b))
+    assert best_a is not None
+    assert best_b is not None
+    assert_same(best_a.load(), best_b.load(), "best")
+    batches = [resume(folder, {}, say=lambda text: None).collector.collect()[0] for folder in (a, b)]
+    for key in batches[0].keys(include_nested=True, leaves_only=True):
+        if "learn" not in key:
+            assert torch.equal(batches[0].get(key), batches[1].get(key)), key
+
+
+@pytest.mark.parametrize("algorithm", ["ippo", "mappo"])
+def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(algorithm: str, tmp_path: Path) -> None:
+    options = [*TOY, f"algorithm={algorithm}", "algorithm.normalise_observations=true", "algorithm.scale_rewards=true"]
+    train(tmp_path / "straight", *options)
+    train(tmp_path / "halved", *options, "training.stop_at_frames=640")  # not a multiple of the checkpoint interval
+    assert int(rows(tmp_path / "halved")[-1]["frames"]) == 640
+    cli("resume", str(tmp_path / "halved"))
+    assert_same_runs(tmp_path / "straight", tmp_path / "halved")
+
+
+def test_resume_equals_uninterrupted_on_smax(tmp_path: Path) -> None:
+    for algorithm in ("ippo", "mappo"):
+        straight, halved = tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved"
+        train(straight, *SMAX, f"algorithm={algorithm}")
+        train(halved, *SMAX, f"algorithm={algorithm}", "training.stop_at_frames=768")  # between two checkpoints
+        cli("resume", str(halved))
+        assert_same_runs(straight, halved)
+
+
+def kill_and_resume(folder: Path, options: list[str], *, seconds: float) -> None:
+    """Train, kill -9 after the first checkpoint and a random while, then resume to the end."""
+    command = [sys.executable, "-m", "marl_memory.cli", "train", *options, f"run_folder={folder}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((folder / "checkpoints").glob("frames_*")):
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cli("resume", str(folder))
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_kill_nine_then_resume_gives_the_same_bits(attempt: int, tmp_path: Path) -> None:
+    train(tmp_path / "straight", *TOY, "algorithm=mappo")
+    seconds = random.Random(os.urandom(8)).uniform(0.0, 0.8)
+    print(f"killed {seconds:.3f} s after the first checkpoint")
+    kill_and_resume(tmp_path / "killed", [*TOY, "algorithm=mappo"], seconds=seconds)
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ippo", "mappo"])
+def test_kill_nine_on_smax(algorithm: str, tmp_path: Path) -> None:
+    options = [*SMAX, f"algorithm={algorithm}"]
+    train(tmp_path / "straight", *options)
+    kill_and_resume(tmp_path / "killed", options, seconds=random.Random(os.urandom(8)).uniform(0.0, 2.0))
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_same_seed_same_bits_another_seed_others(tmp_path: Path) -> None:
+    short = [*TOY, "algorithm=mappo", "training.total_frames=256"]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tmp_path / name, *short, f"seed={seed}")
+    assert_same_runs(tmp_path / "a", tmp_path / "b")
+    one, other = final_state(tmp_path / "a")["algorithm"], final_state(tmp_path / "c")["algorithm"]
+    weights = [key for key in one if ".body." in key and key.endswith("weight")]
+    assert weights
+    assert not any(torch.equal(one[key], other[key]) for key in weights)
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+
+
+def test_a_signal_finishes_the_iteration_saves_and_leaves(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "marl_memory.cli", "train", *TOY, f"run_folder={folder}"]
+    process = subprocess.Popen([*command, "training.total_frames=1000000", "training.checkpoint_every_frames=400000"])
+    while not list((folder / "checkpoints").glob("frames_*")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    left = CheckpointFolder(folder / "checkpoints").named("signal")
+    assert left is not None
+    assert left.load()["frames"] == left.meta["frames"] == int(rows(folder)[-1]["frames"]) > 0
+    assert resume(folder, {}, say=lambda text: None).frames == 0  # bit-equal: the last scheduled one
+    assert resume(folder, {}, from_signal=True, say=lambda text: None).frames == left.meta["frames"]
+
+
+def test_resume_says_what_it_does_and_refuses_what_it_can_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, *TOY, "training.stop_at_frames=512")
+    said: list[str] = []
+    with pytest.raises(RunFolderError, match=r"algorithm\.lr=1 can not change"):
+        resume(folder, {"algorithm.lr": 1}, say=said.append)
+    with pytest.raises(RunFolderError, match="no checkpoint left by a signal"):
+        resume(folder, {}, from_signal=True, say=said.append)
+    with pytest.raises(RunFolderError, match="holds no run"):
+        resume(tmp_path / "nothing", {}, say=said.append)
+    trainer = resume(folder, {"training.total_frames": 2560}, say=said.append)
+    assert any("stretches every schedule" in text for text in said)
+    assert (trainer.frames, trainer.schedule.end) == (512, 2560)
+    assert read_config(folder)["training"]["total_frames"] == 2560
+
+    newest = CheckpointFolder(folder / "checkpoints").scheduled()[0]
+    (newest.path / "state.pt").write_bytes(b"not what was written")
+    said.clear()
+    assert resume(folder, {}, say=said.append).frames == 256
+    assert any("damaged" in text and newest.path.name in text for text in said)
+
+
+def test_a_run_folder_is_never_shared(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, *TOY, "training.total_frames=64")
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        train(folder, *TOY)
+    assert "already holds a run" in failure.value.stderr
+    assert "Traceback" not in failure.value.stderr

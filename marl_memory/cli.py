@@ -64,7 +64,7 @@ def _train_config(config: Any) -> None:
     folder = Path(resolved.pop("run_folder"))
     try:
         trainer = start(resolved, folder)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         sys.exit(f"marl-memory: {error}")
     _finish(trainer, folder)
 

@@ -51,9 +51,9 @@ class Keys:
 
     Written by the policy: ``action`` (``[*B, A]`` int64, or ``[*B, A, P]`` float32) and ``log_prob`` (``[*B, A]``).
 
-    Written by the learner, under the preallocated ``learn`` entry: ``learn_reward`` (``[*B, A, 1]``, what learners read:
-    the environment's reward, scaled, plus what REWARD operators add), ``value_output`` (``[*B, A, C]``, what the critic
-    network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of the reward),
+    Written by the learner, under the preallocated ``learn`` entry: ``learn_reward`` (``[*B, A, 1]``, what learners
+    read: the environment's reward, scaled, plus what REWARD operators add), ``value_output`` (``[*B, A, C]``, what
+    the critic network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of the reward),
     ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``).
     """
 

@@ -112,4 +112,7 @@ def _valid(sizes: tuple[int, ...]) -> tuple[tuple[bool, ...], ...]:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(_tuples(item) for item in items)

@@ -1,0 +1,1 @@
+"""Tasks: PettingZoo environments stepped as TorchRL vectors."""

@@ -36,6 +36,10 @@ class Algorithm(nn.Module, ABC):
         """The ``learn`` entries this learner writes, with the shape that follows the batch dimensions."""
 
     @abstractmethod
+    def check_batch(self, rows: int) -> None:
+        """Raise ValueError, before any work starts, if batches of ``rows`` team rows do not fit this learner."""
+
+    @abstractmethod
     def set_progress(self, progress: float) -> None:
         """Follow the schedules; ``progress`` in [0, 1] is the share of the run's frames already collected."""
 

@@ -33,7 +33,8 @@ class PPO(Algorithm):
     With :math:`\rho_i = \pi_\theta(a_i|o_i)/\pi_{old}(a_i|o_i)` and means over living agents i and rows:
 
     .. math::
-        L = -\mathbb{E}\,\min(\rho_i \hat A_i,\ \mathrm{clip}(\rho_i, 1\pm\epsilon)\,\hat A_i) - c_H\,\mathbb{E}\,H(\pi_\theta)
+        L = -\mathbb{E}\,\min(\rho_i \hat A_i,\ \mathrm{clip}(\rho_i, 1\pm\epsilon)\,\hat A_i)
+          - c_H\,\mathbb{E}\,H(\pi_\theta)
           + c_V\,\mathbb{E}\,\max\big((V - y)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, \pm\epsilon_V) - y)^2\big)
 
     Args:
@@ -125,10 +126,15 @@ class PPO(Algorithm):
 
     @property
     def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
-        """``learn_reward``, ``value_output``, ``value``, ``next_value``, ``advantage``, ``value_target``: ``[A, 1]``."""
+        """``learn_reward``, values, ``advantage`` and ``value_target``: ``[A, 1]`` each."""
         k = self.keys
         entries = (k.learn_reward, k.value_output, k.value, k.next_value, k.advantage, k.value_target)
         return dict.fromkeys(entries, (self.spec.n_agents, 1))
+
+    def check_batch(self, rows: int) -> None:
+        """Every minibatch needs a row."""
+        if rows < self.n_minibatches:
+            raise ValueError(f"algorithm.minibatches={self.n_minibatches} must not exceed the {rows} rows of a batch")
 
     def set_progress(self, progress: float) -> None:
         """Linear decay of the learning rate from ``lr`` to ``lr_final``."""
@@ -205,7 +211,7 @@ class PPO(Algorithm):
         return torch.where(living, value, mean)
 
     def _cut(self, batch: TensorDictBase) -> Tensor:
-        """``[T, N, A, 1]``: where an agent's sum of rewards stops: its episode's end or, without a common reward, its own."""
+        """``[T, N, A, 1]``: where an agent's sum stops: its episode's end or, without a common reward, its own."""
         done = batch.get(("next", self.keys.done)).unsqueeze(-2)
         if self.spec.common_reward:
             return done.expand(*done.shape[:-2], self.spec.n_agents, 1)
@@ -220,9 +226,6 @@ class PPO(Algorithm):
         """``epochs`` × ``minibatches`` random parts of the batch's team rows, ``[R]`` each.
 
         The value normaliser takes in the batch's targets first, so that memory's TARGET operators are behind it.
-
-        Raises:
-            ValueError: if there are fewer rows than minibatches.
         """
         k = self.keys
         if self.value_norm is not None:
@@ -231,8 +234,6 @@ class PPO(Algorithm):
         rows = batch.select(
             *inputs, k.alive, k.action, k.log_prob, k.advantage, k.value_output, k.value_target
         ).reshape(-1)
-        if len(rows) < self.n_minibatches:
-            raise ValueError(f"algorithm.minibatches={self.n_minibatches} must not exceed the batch's {len(rows)} rows")
         for _ in range(self.epochs):
             order = torch.randperm(len(rows), generator=self.generator)
             for index in order.tensor_split(self.n_minibatches):

@@ -1,0 +1,1 @@
+"""Memory operators: what they are, and (one file each) the operators."""

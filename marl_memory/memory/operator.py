@@ -8,7 +8,7 @@ from enum import Enum
 from typing import ClassVar, Literal
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase  # pyright: ignore[reportMissingTypeStubs]
 
 
 class Stage(Enum):
@@ -27,7 +27,8 @@ class MemoryOperator(TensorDictModuleBase):
 
     ``forward`` recalls: it reads ``in_keys``, sets only ``out_keys`` and changes nothing, so that evaluation can not
     change a run.  ``write`` remembers: it reads ``write_keys`` and changes only the operator.  Everything an operator
-    knows is a registered buffer whose shape is fixed at construction.  An empty memory leaves learning exactly unchanged.
+    knows is a registered buffer whose shape is fixed at construction.  An empty memory leaves learning exactly
+    unchanged.
     """
 
     stage: ClassVar[Stage]

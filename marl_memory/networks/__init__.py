@@ -1,0 +1,1 @@
+"""Actor and critic bodies over [*, A, F] tensors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -81,8 +81,9 @@ class Actor(TensorDictModuleBase):
         super().__init__()
         keys = spec.keys
         self.spec, self.keys, self.greedy = spec, keys, False
-        self.in_keys = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
-        self.out_keys = [keys.action, keys.log_prob]
+        inputs = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
+        self.in_keys: list[Any] = inputs  # TensorDict keys: names or paths of names
+        self.out_keys: list[Any] = [keys.action, keys.log_prob]
         self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
         self.body = body(
             self.input.features, spec.action_size, banks=self.input.banks, output_gain=0.01, generator=init_generator

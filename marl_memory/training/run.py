@@ -55,7 +55,11 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
 
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     """Everything a run needs, from its resolved config; ``folder`` is where it writes."""
-    training = dict(config["training"])
+    training, memory = dict(config["training"]), config.get("memory") or {}
+    if config.get("scope") is not None and not memory:
+        raise ValueError(
+            f"scope={config['scope']} has no effect without a memory: leave it out, or name one in memory=[…]"
+        )
     torch.set_num_threads(training.pop("threads"))
     n_envs, keep = training.pop("n_envs"), training.pop("keep_checkpoints")
     schedule = Schedule(**training)
@@ -63,7 +67,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
-        memory=Memory((name, _instantiate(node)) for name, node in (config.get("memory") or {}).items()),
+        memory=Memory((name, _instantiate(node)) for name, node in memory.items()),
         env=env,
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,
@@ -81,7 +85,7 @@ def start(config: Mapping[str, Any], folder: Path) -> Trainer:
     """
     if (folder / "run.json").exists():
         raise RunFolderError(
-            f"run_folder={folder} already holds a run: choose another, or continue it with `marl-memory resume {folder}`"
+            f"run_folder={folder} already holds a run: choose another, or `marl-memory resume {folder}`"
         )
     trainer = make_trainer(config, folder)
     _describe(config, folder, trainer.algorithm.spec)

@@ -31,7 +31,7 @@ class Schedule:
         stop_at_frames: leave earlier, without touching any schedule; None to run to the end.
         steps: vector steps per batch, so ``steps × n_envs`` frames per iteration.
         checkpoint_every_frames: distance of scheduled checkpoints.
-        evaluation_every_frames: distance of greedy evaluations; there is one before the first update and one at the end.
+        evaluation_every_frames: distance of greedy evaluations; one comes before the first update, one at the end.
         evaluation_episodes: episodes of each evaluation.
 
     Raises:
@@ -84,6 +84,8 @@ class Trainer:
         logger: Logger,
         seed: int,
     ) -> None:
+        self.frames_per_iteration = schedule.steps * env.n_envs
+        algorithm.check_batch(self.frames_per_iteration)
         self.algorithm, self.memory = algorithm, memory
         self.evaluation_env, self.schedule = evaluation_env, schedule
         self.checkpoints, self.logger, self.seed = checkpoints, logger, seed
@@ -98,7 +100,6 @@ class Trainer:
             learn_entries=algorithm.learn_entries,
             seed=derive_seed(seed, "env", 0),
         )
-        self.frames_per_iteration = schedule.steps * env.n_envs
 
     # --------------------------------------------------------------------------------------------- one iteration
 
@@ -249,7 +250,7 @@ def _signals(request_stop: Callable[[], None]):
 
     def handle(number: int, frame: FrameType | None) -> None:
         request_stop()
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:

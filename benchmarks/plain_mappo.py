@@ -299,28 +299,45 @@ def collect(env: Smax, learner: Learner, steps: int) -> Batch:
     return data
 
 
-def floor(
-    *, frames: int, n_envs: int = 64, steps: int = 128, epochs: int = 4, minibatches: int = 4, seed: int = 0
-) -> list[dict[str, float]]:
-    """Train MAPPO on SMAX 3m; one record of seconds and mean reward per iteration."""
-    torch.manual_seed(seed)
-    env = Smax("3m", n_envs, seed)
-    actor = Net([env.features, 128, 128, env.actions], env.agents, shared=True)
-    critic = StateValue([env.state_size, 128, 128, 1], env.agents)
-    adam = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=1e-3, eps=1e-5, fused=True)
-    learner = Learner(Settings(), actor, critic, adam, ValueNormaliser())
-    iterations, records = max(frames // (n_envs * steps), 1), []
-    for i in range(iterations):
-        adam.param_groups[0]["lr"] = 1e-3 * (1 - i / iterations)
+class Floor:
+    """MAPPO on SMAX 3m: `iterate` collects a batch and learns from it, and says how many seconds each took."""
+
+    def __init__(
+        self,
+        *,
+        iterations: int,
+        n_envs: int = 64,
+        steps: int = 128,
+        epochs: int = 4,
+        minibatches: int = 4,
+        lr: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.iterations, self.done, self.lr = iterations, 0, lr
+        self.steps, self.rows, self.epochs, self.minibatches = steps, n_envs * steps, epochs, minibatches
+        self.env = Smax("3m", n_envs, seed)
+        agents = self.env.agents
+        actor = Net([self.env.features, 128, 128, self.env.actions], agents, shared=True)
+        critic = StateValue([self.env.state_size, 128, 128, 1], agents)
+        for linear in (module for net in (actor, critic) for module in net.modules() if isinstance(module, nn.Linear)):
+            gain = {self.env.actions: 0.01, 1: 1.0}.get(linear.out_features, 2**0.5)
+            nn.init.orthogonal_(linear.weight, gain)
+            nn.init.zeros_(linear.bias)
+        adam = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=lr, eps=1e-5, fused=True)
+        self.learner = Learner(Settings(value_clip=None), actor, critic, adam, ValueNormaliser())
+
+    def iterate(self) -> dict[str, float]:
+        self.learner.optimiser.param_groups[0]["lr"] = self.lr * max(1 - self.done / self.iterations, 0.0)
         started = time.perf_counter()
-        data = collect(env, learner, steps)
+        data = collect(self.env, self.learner, self.steps)
         collected = time.perf_counter()
-        orders = (torch.randperm(n_envs * steps).tensor_split(minibatches) for _ in range(epochs))
-        learn(learner, data, orders)
+        orders = (torch.randperm(self.rows).tensor_split(self.minibatches) for _ in range(self.epochs))
+        learn(self.learner, data, orders)
         times = {"collect": collected - started, "learn": time.perf_counter() - collected}
         won = data["reward"][..., 0][data["done"]] >= 1.0  # the bonus of a won battle
-        records.append({"frames": (i + 1) * n_envs * steps, "success": won.float().mean().item(), **times})
-    return records
+        self.done += 1
+        return {"frames": self.done * self.rows, "success": won.float().mean().item(), **times}
 
 
 def main() -> None:
@@ -329,8 +346,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for record in floor(frames=options.frames, seed=options.seed):
-        print(json.dumps(record), flush=True)
+    iterations = max(options.frames // (64 * 128), 1)
+    floor = Floor(iterations=iterations, seed=options.seed)
+    for _ in range(iterations):
+        print(json.dumps(floor.iterate()), flush=True)
 
 
 if __name__ == "__main__":

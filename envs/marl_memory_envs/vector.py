@@ -9,37 +9,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from pettingzoo import AECEnv, ParallelEnv
 from tensordict import TensorDict, TensorDictBase
 
 from marl_memory.spec import TaskSpec
 from marl_memory_envs.base import AgentsEnv, environment_seeds
+from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, read_team
 
 Frame = dict[str, np.ndarray]
 """The entries of one vector step, each ``[N, …]``."""
 
 _ROOT = ("state", "done", "terminated", "truncated", "success")
-
-
-@dataclass(frozen=True, slots=True)
-class _Agent:
-    """What one agent's spaces say.  ``low`` and ``high`` are ``[P_i]`` for continuous actions, else None."""
-
-    name: str
-    index: int
-    observation_size: int
-    action_size: int
-    first_action: int
-    dict_observation: bool
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
 
 
 class VectorEnv(AgentsEnv):
@@ -77,8 +62,8 @@ class VectorEnv(AgentsEnv):
         max_episode_steps: int | None = None,
         group: str = "agents",
     ) -> None:
-        agents = _read_team(envs)
-        state_size = _own_state_size(envs[0])
+        agents = read_team(envs)
+        state_size = own_state_size(envs[0])
         width = max(agent.observation_size for agent in agents)
         spec = TaskSpec(
             name=name or str(envs[0]),
@@ -91,8 +76,8 @@ class VectorEnv(AgentsEnv):
             common_reward=common_reward,
             has_success=success is not None,
             max_episode_steps=max_episode_steps,
-            action_low=_bounds([agent.low for agent in agents]),
-            action_high=_bounds([agent.high for agent in agents]),
+            action_low=pad_bounds([agent.low for agent in agents]),
+            action_high=pad_bounds([agent.high for agent in agents]),
             group=group,
         )
         super().__init__(spec, len(envs))
@@ -288,7 +273,7 @@ class VectorEnv(AgentsEnv):
         self._acting[row] = acting
 
     def _read_mask(
-        self, masks: np.ndarray, readable: np.ndarray, row: int, agent: _Agent, given: Any, acts: bool
+        self, masks: np.ndarray, readable: np.ndarray, row: int, agent: AgentSpaces, given: Any, acts: bool
     ) -> None:
         """Write the mask that the environment gave for one agent into ``masks`` ``[A, P]``."""
         if len(given) != agent.action_size:
@@ -375,78 +360,6 @@ class VectorEnv(AgentsEnv):
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"
 
 
-# ---- reading an environment's spaces ---------------------------------------------------------------------------------
-
-
-def _read_team(envs: Sequence[ParallelEnv[str, Any, Any]]) -> list[_Agent]:
-    """The agents of the first environment, after a check that all the others have the same."""
-    if not envs:
-        raise ValueError("envs is empty; a vector environment needs at least one")
-    if len({id(env) for env in envs}) < len(envs):
-        raise ValueError("one environment object is given twice; a factory must make a new one at every call")
-    first = envs[0]
-    names = list(first.possible_agents)
-    for row, env in enumerate(envs[1:], start=1):
-        alike = list(env.possible_agents) == names and all(
-            env.observation_space(n) == first.observation_space(n) and env.action_space(n) == first.action_space(n)
-            for n in names
-        )
-        if not alike:
-            raise ValueError(f"environment {row} has other agents or spaces than environment 0; all must be alike")
-    team = [_read_agent(i, n, first.observation_space(n), first.action_space(n)) for i, n in enumerate(names)]
-    if len({agent.low is None for agent in team}) > 1:
-        kinds = {agent.name: "discrete" if agent.low is None else "continuous" for agent in team}
-        raise ValueError(f"the agents mix discrete and continuous actions: {kinds}; give all of them one kind")
-    return team
-
-
-def _read_agent(index: int, name: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> _Agent:
-    masked = isinstance(observation, spaces.Dict) and set(observation.spaces) == {"observation", "action_mask"}
-    box = observation["observation"] if isinstance(observation, spaces.Dict) and masked else observation
-    if not isinstance(box, spaces.Box) or len(box.shape) != 1:
-        raise ValueError(
-            f"agent {name!r} observes {observation}; right is a Box of one dimension, or a Dict of exactly "
-            "'observation' (such a Box) and 'action_mask': flatten or encode the observation in the environment"
-        )
-    size = box.shape[0]
-    if isinstance(action, spaces.Discrete):
-        return _Agent(name, index, size, int(action.n), int(action.start), masked)
-    if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not np.issubdtype(action.dtype, np.floating):
-        raise ValueError(
-            f"agent {name!r} acts in {action}; right is Discrete, or a Box of one dimension and real numbers: "
-            "MultiDiscrete, MultiBinary and dictionary actions are not supported"
-        )
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise ValueError(f"agent {name!r} acts in {action}; right are finite bounds: clip or squash in the environment")
-    low, high = -_float32_below(-action.low), _float32_below(action.high)
-    return _Agent(name, index, size, action.shape[0], 0, masked, low, high)
-
-
-def _float32_below(limit: np.ndarray) -> np.ndarray:
-    """The largest float32 not above ``limit``: an action at a rounded float64 bound must stay inside the space."""
-    rounded = limit.astype(np.float32)
-    return np.where(rounded > limit, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-
-
-def _bounds(limits: Sequence[np.ndarray | None]) -> tuple[tuple[float, ...], ...] | None:
-    """``[A, P]`` bounds, padded with zeros; None for discrete actions."""
-    known = [limit for limit in limits if limit is not None]
-    width = max((len(limit) for limit in known), default=0)
-    return tuple((*map(float, limit), *[0.0] * (width - len(limit))) for limit in known) or None
-
-
-def _own_state_size(env: ParallelEnv[str, Any, Any]) -> int | None:
-    """Features of ``env.state()``, tried once; None where the environment does not implement it."""
-    env.reset()
-    try:
-        state = np.asarray(env.state())
-    except NotImplementedError:
-        return None
-    if state.ndim != 1:
-        raise ValueError(f"state() of {env} has shape {state.shape}; right is one dimension: flatten it there")
-    return state.size
-
-
 def _template(spec: TaskSpec, n: int) -> Frame:
     """The entries before anything is written: everybody dead, nothing ended."""
     agents = spec.n_agents
@@ -465,7 +378,7 @@ def _template(spec: TaskSpec, n: int) -> Frame:
     return frame
 
 
-def _noop(agents: Sequence[_Agent], spec: TaskSpec) -> np.ndarray:
+def _noop(agents: Sequence[AgentSpaces], spec: TaskSpec) -> np.ndarray:
     if not spec.continuous:
         return np.array([agent.first_action for agent in agents])
     low, high = np.array(spec.action_low, dtype=np.float32), np.array(spec.action_high, dtype=np.float32)

@@ -32,7 +32,7 @@ def draw(folder: Path) -> Path:
             axes.set_ylim(-0.02, 1.02)
     if names:
         figure.axes[0].legend(frameon=False)
-    figure.suptitle(folder.name, fontsize=9)
+    figure.suptitle("/".join(folder.resolve().parts[-4:]), fontsize=9)
     figure.savefig(folder / "curve.png", dpi=140)
     return folder / "curve.png"
 

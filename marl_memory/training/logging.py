@@ -126,7 +126,9 @@ class Display:
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
         ]
-        self.progress = Progress(*columns, TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(
+            *columns, TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
+        )
         self.task = self.progress.add_task("", total=self.total, completed=frames, frames=f"{frames:,}")
         self.progress.start()
 

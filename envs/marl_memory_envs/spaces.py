@@ -1,0 +1,94 @@
+"""What the spaces of a PettingZoo team say, read once and checked: sizes, bounds, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpaces:
+    """What one agent's spaces say.  ``low`` and ``high`` are ``[P_i]`` for continuous actions, else None."""
+
+    name: str
+    index: int
+    observation_size: int
+    action_size: int
+    first_action: int
+    dict_observation: bool
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+def read_team(envs: Sequence[ParallelEnv[str, Any, Any]]) -> list[AgentSpaces]:
+    """The agents of the first environment, after a check that all the others have the same."""
+    if not envs:
+        raise ValueError("envs is empty; a vector environment needs at least one")
+    if len({id(env) for env in envs}) < len(envs):
+        raise ValueError("one environment object is given twice; a factory must make a new one at every call")
+    first = envs[0]
+    names = list(first.possible_agents)
+    for row, env in enumerate(envs[1:], start=1):
+        alike = list(env.possible_agents) == names and all(
+            env.observation_space(n) == first.observation_space(n) and env.action_space(n) == first.action_space(n)
+            for n in names
+        )
+        if not alike:
+            raise ValueError(f"environment {row} has other agents or spaces than environment 0; all must be alike")
+    team = [_read_agent(i, n, first.observation_space(n), first.action_space(n)) for i, n in enumerate(names)]
+    if len({agent.low is None for agent in team}) > 1:
+        kinds = {agent.name: "discrete" if agent.low is None else "continuous" for agent in team}
+        raise ValueError(f"the agents mix discrete and continuous actions: {kinds}; give all of them one kind")
+    return team
+
+
+def _read_agent(index: int, name: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> AgentSpaces:
+    masked = isinstance(observation, spaces.Dict) and set(observation.spaces) == {"observation", "action_mask"}
+    box = observation["observation"] if isinstance(observation, spaces.Dict) and masked else observation
+    if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+        raise ValueError(
+            f"agent {name!r} observes {observation}; right is a Box of one dimension, or a Dict of exactly "
+            "'observation' (such a Box) and 'action_mask': flatten or encode the observation in the environment"
+        )
+    size = box.shape[0]
+    if isinstance(action, spaces.Discrete):
+        return AgentSpaces(name, index, size, int(action.n), int(action.start), masked)
+    if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not np.issubdtype(action.dtype, np.floating):
+        raise ValueError(
+            f"agent {name!r} acts in {action}; right is Discrete, or a Box of one dimension and real numbers: "
+            "MultiDiscrete, MultiBinary and dictionary actions are not supported"
+        )
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise ValueError(f"agent {name!r} acts in {action}; right are finite bounds: clip or squash in the environment")
+    low, high = -_float32_below(-action.low), _float32_below(action.high)
+    return AgentSpaces(name, index, size, action.shape[0], 0, masked, low, high)
+
+
+def _float32_below(limit: np.ndarray) -> np.ndarray:
+    """The largest float32 not above ``limit``: an action at a rounded float64 bound must stay inside the space."""
+    rounded = limit.astype(np.float32)
+    return np.where(rounded > limit, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+def pad_bounds(limits: Sequence[np.ndarray | None]) -> tuple[tuple[float, ...], ...] | None:
+    """``[A, P]`` bounds, padded with zeros; None for discrete actions."""
+    known = [limit for limit in limits if limit is not None]
+    width = max((len(limit) for limit in known), default=0)
+    return tuple((*map(float, limit), *[0.0] * (width - len(limit))) for limit in known) or None
+
+
+def own_state_size(env: ParallelEnv[str, Any, Any]) -> int | None:
+    """Features of ``env.state()``, tried once; None where the environment does not implement it."""
+    env.reset()
+    try:
+        state = np.asarray(env.state())
+    except NotImplementedError:
+        return None
+    if state.ndim != 1:
+        raise ValueError(f"state() of {env} has shape {state.shape}; right is one dimension: flatten it there")
+    return state.size

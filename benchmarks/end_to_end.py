@@ -19,6 +19,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def load_plain() -> ModuleType:
     return module
 
 
-def our_trainer(folder: Path, frames: int, seed: int):
+def our_trainer(folder: Path, frames: int, seed: int) -> Any:
     """The library's trainer with the floor's sizes and settings."""
     from marl_memory.algorithms.ppo import PPO
     from marl_memory.memory.operator import Memory

@@ -77,7 +77,7 @@ class Lengths:
         seen.set(K.reward, pay.reshape(-1, 1, 1).expand(-1, 2, 1).clone())
         seen.set(K.done, done.unsqueeze(-1))
         if self.task_spec.has_success:
-            seen.set(K.success, (done & (self.episode == 0)).unsqueeze(-1))
+            seen.set(K.success, (~done | (self.episode == 0)).unsqueeze(-1))  # before an end it says nothing
         tensordict.set("next", seen)
         self.age[done], self.episode = 0, self.episode + done
         return tensordict, self.look()

@@ -164,7 +164,7 @@ def test_a_shorter_stop_changes_no_schedule(tmp_path: Path) -> None:
     trainer.run()
     assert trainer.frames == 64
     (group,) = trainer.algorithm.optimiser.param_groups
-    assert group["lr"] == pytest.approx(5e-4 * (1 - 32 / 128))
+    assert group["lr"] == pytest.approx(1e-3 * (1 - 32 / 128))
 
 
 @pytest.mark.parametrize("key", ["total_frames", "steps", "checkpoint_every_frames", "stop_at_frames"])

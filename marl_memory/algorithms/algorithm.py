@@ -64,6 +64,10 @@ class Algorithm(nn.Module, ABC):
         """What follows the last gradient step, such as the running statistics of observations."""
 
     @abstractmethod
+    def cut_episodes(self) -> None:
+        """Drop what is carried over of running episodes: the environments are about to be reset."""
+
+    @abstractmethod
     def bootstrap_values(self, td: TensorDictBase) -> Tensor:
         """Values ``[*B, A, C]`` in units of the reward, of the states in ``td``."""
 

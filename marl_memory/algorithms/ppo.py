@@ -93,7 +93,9 @@ class PPO(Algorithm):
     ) -> None:
         super().__init__()
         _check_ranges(gamma=gamma, gae_lambda=gae_lambda)
-        _check_positive(clip=clip, lr=lr, max_grad_norm=max_grad_norm, epochs=epochs, minibatches=minibatches)
+        _check_positive(clip=clip, value_clip=1.0 if value_clip is None else value_clip, lr=lr, adam_eps=adam_eps)
+        _check_positive(max_grad_norm=max_grad_norm, epochs=epochs, minibatches=minibatches)
+        _check_not_negative(value_coef=value_coef, entropy_coef=entropy_coef, lr_final=lr_final)
         self.spec, self.keys = spec, spec.keys
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.clip, self.value_clip = clip, value_clip
@@ -118,7 +120,8 @@ class PPO(Algorithm):
             init_generator=Generator().manual_seed(derive_seed(seed, "critic", "init")),
         )
         self.value_norm = ValueNorm() if value_norm else None
-        self.return_moments = RunningMoments(self.actor.input.banks, 1) if scale_rewards else None
+        scales = 1 if spec.common_reward else self.actor.input.banks  # one reward has one scale
+        self.return_moments = RunningMoments(scales, 1) if scale_rewards else None
         self.return_carry: Tensor | None = None
         self.generator = Generator().manual_seed(derive_seed(seed, "minibatches"))
         self.entropy_generator = Generator().manual_seed(derive_seed(seed, "entropy"))
@@ -261,8 +264,10 @@ class PPO(Algorithm):
     def _policy_terms(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, alive = self.keys, rows.get(self.keys.alive)
         distribution = self.actor.distribution(rows)
-        log_ratio = distribution.log_prob(rows.get(k.action)) - rows.get(k.log_prob)
-        log_ratio = torch.where(alive, log_ratio, 0.0)  # before exp: a dead agent's entries may be anything
+        # A dead agent's entries may be anything, NaN too: they are replaced before a gradient could pass through them.
+        action = rows.get(k.action)
+        action = torch.where(alive.reshape(*alive.shape, *[1] * (action.ndim - alive.ndim)), action, 0)
+        log_ratio = torch.where(alive, distribution.log_prob(action) - rows.get(k.log_prob), 0.0)
         advantage = torch.where(alive, rows.get(k.advantage).squeeze(-1), 0.0)
         ratio = log_ratio.exp()
         surrogate = torch.min(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
@@ -277,13 +282,13 @@ class PPO(Algorithm):
         target = rows.get(k.value_target)
         if self.value_norm is not None:
             target = self.value_norm.normalise(target)
-        value = self.critic(rows)
-        error = (value - target).square()
+        value, living = self.critic(rows), alive.unsqueeze(-1)
+        error = torch.where(living, value - target, 0.0).square()
         if self.value_clip is not None:
             old = rows.get(k.value_output)
             near = old + (value - old).clamp(-self.value_clip, self.value_clip)
-            error = torch.max(error, (near - target).square())
-        return masked_mean(error.squeeze(-1), alive)
+            error = torch.max(error, torch.where(living, near - target, 0.0).square())
+        return masked_mean(error, living)
 
     @torch.no_grad()
     def finish_update(self, batch: TensorDictBase) -> None:
@@ -291,6 +296,10 @@ class PPO(Algorithm):
         if self.actor.input.moments is not None:
             self.actor.input.moments.update(batch.get(self.keys.observation), batch.get(self.keys.alive))
         self.critic.update_moments(batch)
+
+    def cut_episodes(self) -> None:
+        """Drop the running discounted sums of the reward scaler."""
+        self.return_carry = None
 
     # ---------------------------------------------------------------------------------------------------------- state
 
@@ -319,6 +328,12 @@ def _check_ranges(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"algorithm.{name}={value} must lie in [0, 1]")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"algorithm.{name}={value} must not be negative")
 
 
 def _check_positive(**values: float) -> None:

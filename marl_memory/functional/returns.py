@@ -41,7 +41,7 @@ def gae(
     Reference: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16.
     """
     advantage = torch.addcmul(reward, discount, next_value, value=gamma).sub_(value)
-    decay = torch.where(cut, 0.0, gamma * lam).to(advantage.dtype)
+    decay = torch.full_like(advantage, gamma * lam).masked_fill_(cut, 0.0)
     rows, decays = advantage.unbind(0), decay.unbind(0)
     for t in range(len(rows) - 2, -1, -1):
         rows[t].addcmul_(decays[t], rows[t + 1])
@@ -54,7 +54,7 @@ def discounted_sum(reward: Tensor, cut: Tensor, carry: Tensor, *, gamma: float) 
     Args:
         reward: ``[T, *B]``.
         cut: ``[T, *B]`` bool, whether the episode ended at row t.
-        carry: ``[*B]``, the last sum of the batch before, already 0 where its episode ended.
+        carry: ``[*B]``, γ times the last sum of the batch before, 0 where its episode ended: what this returned then.
         gamma: discount factor.
 
     Returns:
@@ -63,7 +63,7 @@ def discounted_sum(reward: Tensor, cut: Tensor, carry: Tensor, *, gamma: float) 
     Reference: the return scaling of Engstrom et al., "Implementation Matters in Deep RL" (2020), section 2.
     """
     sums = reward.clone()
-    keep = torch.where(cut, 0.0, gamma).to(reward.dtype)
+    keep = torch.full_like(reward, gamma).masked_fill_(cut, 0.0)
     sums[0].add_(carry)
     for t in range(1, len(sums)):
         sums[t].addcmul_(keep[t - 1], sums[t - 1])

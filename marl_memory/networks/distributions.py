@@ -28,7 +28,8 @@ class MaskedCategorical:
     def sample(self, generator: Generator) -> Tensor:
         """``[*B, A]`` int64, by the exponential race argmax p/E with E ~ Exp(1)."""
         probs = self.log_probs.exp()
-        return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
+        race = torch.empty(probs.shape, dtype=probs.dtype).exponential_(generator=generator)  # any strides, same draws
+        return (probs / race).argmax(-1)
 
     @property
     def mode(self) -> Tensor:
@@ -65,7 +66,7 @@ class TanhNormal:
 
     def sample(self, generator: Generator) -> Tensor:
         """``[*B, A, P]``."""
-        noise = torch.empty_like(self.loc).normal_(generator=generator)
+        noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
         return self._squash(self.loc + self.scale * noise)
 
     @property
@@ -76,7 +77,7 @@ class TanhNormal:
     def log_prob(self, action: Tensor) -> Tensor:
         """``[*B, A]``, the density of actions ``[*B, A, P]`` in action units."""
         u = torch.atanh(((action - self.centre) / self.half_range).clamp(-self.LIMIT, self.LIMIT))
-        return self._log_prob_of(u)
+        return self._log_prob_of(torch.where(self.valid, u, 0.0))  # a padded range is empty: 0/0 must reach no gradient
 
     def _log_prob_of(self, u: Tensor) -> Tensor:
         normal = -0.5 * ((u - self.loc) / self.scale).square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
@@ -85,7 +86,7 @@ class TanhNormal:
 
     def entropy(self, generator: Generator) -> Tensor:
         """``[*B, A]`` in nats: a one-sample, reparameterised estimate (there is no closed form)."""
-        noise = torch.empty_like(self.loc).normal_(generator=generator)
+        noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
         return -self._log_prob_of(self.loc + self.scale * noise)
 
 

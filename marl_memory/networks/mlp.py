@@ -91,4 +91,4 @@ class MLP(nn.Module):
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
             rows = layer(rows)
-        return rows.transpose(0, 1).reshape(*batch, -1)
+        return rows.transpose(0, 1).reshape(*batch, rows.shape[-1])

@@ -37,7 +37,10 @@ class Checkpoint:
             DamagedCheckpointError: if it can not be read.
         """
         try:
-            return json.loads((self.path / "meta.json").read_text())
+            meta = json.loads((self.path / "meta.json").read_text())
+            if not isinstance(meta, dict):
+                raise ValueError(f"an object was written, found {type(meta).__name__}")
+            return meta
         except (OSError, ValueError) as error:
             raise DamagedCheckpointError(f"{self.path}: meta.json can not be read ({error})") from error
 
@@ -72,6 +75,10 @@ class CheckpointFolder:
             raise ValueError(f"training.keep_checkpoints={keep} must be at least 1")
         self.path, self.keep = path, keep
         path.mkdir(parents=True, exist_ok=True)
+        for moved in path.glob(".writing-old-*"):  # a kill while replacing: what moved aside comes back
+            final = path / moved.name.removeprefix(".writing-old-")
+            if not final.exists():
+                moved.rename(final)
         for leftover in path.glob(".writing-*"):  # a kill while writing
             shutil.rmtree(leftover)
 

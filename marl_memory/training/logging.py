@@ -24,10 +24,12 @@ class MetricsFile:
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = []
         if path.exists():
-            whole = path.read_text().rpartition("\n")[0]  # a kill can leave the last line half written
+            whole, _, torn = path.read_text().rpartition("\n")  # a kill can leave the last line half written
             reader = csv.DictReader(whole.splitlines())
             self.columns = list(reader.fieldnames or [])
             self.rows = [{key: text for key, text in row.items() if text} for row in reader]
+            if torn:
+                self._rewrite()
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add one row; a new column rewrites the file, which happens a few times in a run at most."""
@@ -156,7 +158,7 @@ class Display:
     def remaining(self) -> str:
         """Estimated time to the end."""
         speed = self.known.get("time/frames_per_second", 0.0)
-        seconds = (self.total - self.known["frames"]) / speed if speed else 0.0
+        seconds = max(self.total - self.known["frames"], 0) / speed if speed else 0.0
         return f"ETA {int(seconds) // 60}:{int(seconds) % 60:02d}"
 
     def stop(self) -> None:

@@ -196,6 +196,7 @@ class Trainer:
         """Save; environments that can not be saved are reset first, in every run alike, so that resuming is exact."""
         if not self.collector.env.resumable:
             self.collector.reset(derive_seed(self.seed, "env", self.frames))
+            self.algorithm.cut_episodes()
         self.checkpoints.save(self.state_dict(), "scheduled", frames=self.frames)
 
     def _request_stop(self) -> None:

@@ -257,10 +257,7 @@ def test_100_updates_equal_the_plain_transcripts(case: str) -> None:
         orders = [torch.randperm(batch.numel(), generator=rows).tensor_split(minibatches) for _ in range(epochs)]
 
         def draw(count: int, noise: Generator = noise) -> Tensor:
-            # What is drawn depends on the layout in memory: bank by bank where agents have networks of their own.
-            banks = algorithm.actor.input.banks
-            drawn = torch.empty(banks, count * spec.n_agents // banks, ACTIONS, dtype=torch.float64)
-            return drawn.transpose(0, 1).normal_(generator=noise).reshape(count, spec.n_agents, ACTIONS)
+            return torch.randn(count, spec.n_agents, ACTIONS, generator=noise, dtype=torch.float64)
 
         plain.learn(reference, plain_batch(batch), orders, draw)
         updated(algorithm, batch)

@@ -127,6 +127,7 @@ def resume(
     else:
         state, left = trainer.checkpoints.newest(say)
     trainer.load_state_dict(state)
+    _compare_versions(folder, say)
     say(f"resuming {folder} at {trainer.frames:,} frames")
     _write_config(config, folder)
     return trainer
@@ -228,6 +229,14 @@ def _write_config(config: Mapping[str, Any], folder: Path) -> None:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
+def _compare_versions(folder: Path, say: Callable[[str], None]) -> None:
+    """Say which packages differ from those the run began with: its numbers may then differ in their last bits."""
+    began = json.loads((folder / "run.json").read_text())["versions"]
+    for name in PACKAGES:
+        if (now := _version(name)) != began.get(name):
+            say(f"warning: {name} is {now}, the run began with {began.get(name)}: it may not go on bit-equal")
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -236,9 +245,11 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the library's own checkout, if it is one."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    """The commit of the library's own checkout (with ``-dirty`` where it was changed since); None if it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed inside somebody else's repository, it is not part of that one
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -190,11 +191,15 @@ def test_resume_says_what_it_does_and_refuses_what_it_can_not(tmp_path: Path) ->
     assert (trainer.frames, trainer.schedule.end) == (512, 2560)
     assert read_config(folder)["training"]["total_frames"] == 2560
 
+    description = json.loads((folder / "run.json").read_text())
+    description["versions"]["torch"] = "1.0"
+    (folder / "run.json").write_text(json.dumps(description))
     newest = CheckpointFolder(folder / "checkpoints").scheduled()[0]
     (newest.path / "state.pt").write_bytes(b"not what was written")
     said.clear()
     assert resume(folder, {}, say=said.append).frames == 256
     assert any("damaged" in text and newest.path.name in text for text in said)
+    assert any("the run began with 1.0" in text for text in said)
 
 
 def test_a_run_folder_is_never_shared(tmp_path: Path) -> None:

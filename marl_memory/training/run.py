@@ -245,7 +245,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the library's own checkout (with ``-dirty`` where it was changed since); None if it is installed."""
+    """The commit of the library's own checkout, with ``-dirty`` where it was changed; None if it is installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed inside somebody else's repository, it is not part of that one
         return None

@@ -8,11 +8,9 @@ the other.
 from __future__ import annotations
 
 import difflib
-import io
 import math
 import os
 import sys
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -59,9 +57,7 @@ def _jax() -> Any:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     try:
         import jax
-
-        with redirect_stdout(io.StringIO()):  # it prints two lines about environments that are none of ours
-            import jaxmarl.environments  # noqa: F401
+        import jaxmarl  # noqa: F401
     except ImportError as error:
         raise ImportError('SMAX needs JaxMARL: pip install "marl-memory[smax]"') from error
     return jax

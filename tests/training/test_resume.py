@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from marl_memory.cli import config_dir
 from marl_memory.training.checkpoint import CheckpointFolder
-from marl_memory.training.run import RunFolderError, read_config, resume
+from marl_memory.training.run import RunFolderError, read_config, resume, start
 
 TOY = [
     "env=toy/masked_duel",
@@ -106,13 +109,33 @@ def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(algorithm: 
     assert_same_runs(tmp_path / "straight", tmp_path / "halved")
 
 
+def train_here(folder: Path, *overrides: str) -> None:
+    """As `train`, in this process, where JAX need not compile again."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", [*overrides, f"run_folder={folder}"]), resolve=True)
+    del config["run_folder"]
+    start(config, folder).run()
+
+
+RESUME_ALL = """
+import sys
+from pathlib import Path
+from marl_memory.training.run import resume
+for folder in sys.argv[1:]:
+    resume(Path(folder), {}).run()
+"""
+
+
 def test_resume_equals_uninterrupted_on_smax(tmp_path: Path) -> None:
+    halved = []
     for algorithm in ("ippo", "mappo"):
-        straight, halved = tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved"
-        train(straight, *SMAX, f"algorithm={algorithm}")
-        train(halved, *SMAX, f"algorithm={algorithm}", "training.stop_at_frames=768")  # between two checkpoints
-        cli("resume", str(halved))
-        assert_same_runs(straight, halved)
+        train_here(tmp_path / f"{algorithm}_straight", *SMAX, f"algorithm={algorithm}")
+        halved.append(tmp_path / f"{algorithm}_halved")
+        train_here(halved[-1], *SMAX, f"algorithm={algorithm}", "training.stop_at_frames=768")  # between checkpoints
+        assert int(rows(halved[-1])[-1]["frames"]) == 768
+    subprocess.run([sys.executable, "-c", RESUME_ALL, *map(str, halved)], check=True, timeout=280)  # a new process
+    for algorithm in ("ippo", "mappo"):
+        assert_same_runs(tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved")
 
 
 def kill_and_resume(folder: Path, options: list[str], *, seconds: float) -> None:

@@ -83,7 +83,7 @@ class CheckpointFolder:
             shutil.rmtree(leftover)
 
     def save(self, state: dict[str, Any], kind: Kind, *, frames: int, **meta: Any) -> Checkpoint:
-        """Write ``state`` whole or not at all, then let the oldest scheduled ones go."""
+        """Write ``state`` whole or not at all; a scheduled one lets the oldest go, and an earlier signal's."""
         name = f"frames_{frames:012d}" if kind == "scheduled" else kind
         writing = self.path / f".writing-{name}"
         shutil.rmtree(writing, ignore_errors=True)
@@ -103,8 +103,10 @@ class CheckpointFolder:
         else:
             writing.rename(final)
         _flush(self.path)
-        for checkpoint in self.scheduled()[self.keep :]:
-            shutil.rmtree(checkpoint.path)
+        if kind == "scheduled":  # from here on, where a signal once left the run is the past
+            shutil.rmtree(self.path / "signal", ignore_errors=True)
+            for checkpoint in self.scheduled()[self.keep :]:
+                shutil.rmtree(checkpoint.path)
         return Checkpoint(final)
 
     def scheduled(self) -> list[Checkpoint]:

@@ -193,18 +193,18 @@ class Collector:
         self.current = self.env.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Running episodes and, where the simulators can be saved, their state."""
-        state: dict[str, Any] = {
+        """The simulators and the running episodes, where simulators can be saved; else nothing can go on."""
+        if not self.env.resumable:
+            return {}
+        return {
+            "env": self.env.snapshot(),
             "running_return": self.episodes.running_return.clone(),
             "running_length": self.episodes.running_length.clone(),
         }
-        if self.env.resumable:
-            state["env"] = self.env.snapshot()
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; environments that can not be saved keep the state `reset` gave them."""
-        self.episodes.running_return.copy_(state["running_return"])
-        self.episodes.running_length.copy_(state["running_length"])
         if self.env.resumable:
             self.current = self.env.restore(state["env"])
+            self.episodes.running_return.copy_(state["running_return"])
+            self.episodes.running_length.copy_(state["running_length"])

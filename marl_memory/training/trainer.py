@@ -194,10 +194,14 @@ class Trainer:
 
     def scheduled_checkpoint(self) -> None:
         """Save; environments that can not be saved are reset first, in every run alike, so that resuming is exact."""
+        self._begin_episodes()
+        self.checkpoints.save(self.state_dict(), "scheduled", frames=self.frames)
+
+    def _begin_episodes(self) -> None:
+        """Reset environments that can not be saved, with seeds that follow from the run's seed and the frame count."""
         if not self.collector.env.resumable:
             self.collector.reset(derive_seed(self.seed, "env", self.frames))
             self.algorithm.cut_episodes()
-        self.checkpoints.save(self.state_dict(), "scheduled", frames=self.frames)
 
     def _request_stop(self) -> None:
         self.stop_requested = True
@@ -217,14 +221,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.  Environments that can not be saved start anew, with seeds derived
-        from the run's seed and the frame count, as they did in the run that was saved.
-        """
+        """Continue where `state_dict` was taken; environments that can not be saved start anew, as they did there."""
         self.frames, self.iteration, self.best = state["frames"], state["iteration"], tuple(state["best"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.memory.load_state_dict(state["memory"])
-        if not self.collector.env.resumable:
-            self.collector.reset(derive_seed(self.seed, "env", self.frames))
+        self._begin_episodes()
         self.collector.load_state_dict(state["collector"])
 
 

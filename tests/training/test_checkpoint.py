@@ -45,18 +45,19 @@ def test_the_newest_stay(tmp_path: Path) -> None:
     assert folder.newest(pytest.fail)[0]["frames"] == 1_000_000
 
 
-def test_best_and_signal_are_replaced_and_not_in_rotation(tmp_path: Path) -> None:
+def test_best_and_signal_are_replaced_and_best_is_not_in_rotation(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=1)
     assert folder.named("best") is None
     for number in (1, 2):
         folder.save(state(number), "best", frames=number)
         folder.save(state(number + 10), "signal", frames=number + 10)
-    saved(folder, 3, 4)
     best, signal = folder.named("best"), folder.named("signal")
     assert best is not None
     assert signal is not None
     assert (best.load()["frames"], signal.load()["frames"]) == (2, 12)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "frames_000000000004", "signal"]
+    saved(folder, 3, 4)  # the run went on: where a signal left it is the past
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "frames_000000000004"]
+    assert best.load()["frames"] == 2
 
 
 def test_saving_the_same_frame_again_replaces_it(tmp_path: Path) -> None:

@@ -196,7 +196,12 @@ def test_a_signal_finishes_the_iteration_saves_and_leaves(tmp_path: Path) -> Non
     assert left is not None
     assert left.load()["frames"] == left.meta["frames"] == int(rows(folder)[-1]["frames"]) > 0
     assert resume(folder, {}, say=lambda text: None).frames == 0  # bit-equal: the last scheduled one
-    assert resume(folder, {}, from_signal=True, say=lambda text: None).frames == left.meta["frames"]
+    trainer = resume(folder, {}, from_signal=True, say=lambda text: None)
+    assert trainer.frames == left.meta["frames"]
+    assert not trainer.collector.episodes.running_length.any()  # cut episodes enter no statistic
+    trainer.scheduled_checkpoint()
+    with pytest.raises(RunFolderError, match="no checkpoint left by a signal"):  # it is the past now
+        resume(folder, {}, from_signal=True, say=lambda text: None)
 
 
 def test_resume_says_what_it_does_and_refuses_what_it_can_not(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,20 @@ def main(argv: list[str] | None = None) -> None:
     tasks = commands.add_parser("tasks", help="list the tasks, and which can run here")
     tasks.set_defaults(action=_tasks)
     options = parser.parse_args(arguments)
-    try:
+    with _one_clear_error():
         options.action(options)
-    except (ValueError, RuntimeError) as error:
+
+
+@contextmanager
+def _one_clear_error() -> Iterator[None]:
+    """What a user can put right is said in one line; ``HYDRA_FULL_ERROR=1`` shows where it came from."""
+    from marl_memory.training.checkpoint import DamagedCheckpointError, NoCheckpointError
+
+    try:
+        yield
+    except (ValueError, ImportError, OSError, DamagedCheckpointError, NoCheckpointError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
         sys.exit(f"marl-memory: {error}")
 
 
@@ -62,11 +76,8 @@ def _train_config(config: Any) -> None:
 
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     folder = Path(resolved.pop("run_folder"))
-    try:
-        trainer = start(resolved, folder)
-    except (ValueError, ImportError) as error:
-        sys.exit(f"marl-memory: {error}")
-    _finish(trainer, folder)
+    with _one_clear_error():
+        _finish(start(resolved, folder), folder)
 
 
 def _resume(options: argparse.Namespace) -> None:
@@ -83,10 +94,17 @@ def _resume(options: argparse.Namespace) -> None:
 
 def _finish(trainer: Any, folder: Path) -> None:
     """Run to the end, draw the curve, and say what can be done next."""
+    import torch
+
     from marl_memory.training.curve import draw, summarise
 
-    print(f"run folder  {folder}", flush=True)
-    trainer.run()
+    print(f"run folder  {folder}\ntorch threads  {torch.get_num_threads()}", flush=True)
+    for warning in trainer.warnings():
+        print(f"warning: {warning}", flush=True)
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
     draw(folder)
     print(summarise(folder, finished=trainer.frames >= trainer.schedule.total_frames))
 
@@ -105,7 +123,8 @@ def _tasks(options: argparse.Namespace) -> None:
     from marl_memory.training.tasks import list_tasks
 
     for task in list_tasks(config_dir() / "env"):
-        print(f"{task.name:<32}{'ready' if task.missing is None else task.missing}")
+        extra = f"[{task.extra}]" if task.extra else ""
+        print(f"{task.name:<32}{extra:<10}{task.hint}")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-Key = str | tuple[str, ...]
-"""A TensorDict key: a name, or a path of names."""
-
-
-def next_key(key: Key) -> tuple[str, ...]:
-    """The same entry at time t + 1."""
-    return ("next", key) if isinstance(key, str) else ("next", *key)
-
 
 @dataclass(frozen=True)
 class Keys:
@@ -53,8 +45,8 @@ class Keys:
 
     Written by the learner, under the preallocated ``learn`` entry: ``learn_reward`` (``[*B, A, 1]``, what learners
     read: the environment's reward, scaled, plus what REWARD operators add), ``value_output`` (``[*B, A, C]``, what
-    the critic network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of the reward),
-    ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``).
+    the critic network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of
+    ``learn_reward``), ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``).
     """
 
     group: str = "agents"

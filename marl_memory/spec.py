@@ -74,11 +74,6 @@ class TaskSpec:
         return max(self.action_sizes)
 
     @property
-    def equal_agents(self) -> bool:
-        """Whether no agent is padded: all observations and all actions have the same size."""
-        return len(set(self.observation_sizes)) == 1 and len(set(self.action_sizes)) == 1
-
-    @property
     def observation_valid(self) -> tuple[tuple[bool, ...], ...]:
         """``[A, F]``: False marks padding."""
         return _valid(self.observation_sizes)

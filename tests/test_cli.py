@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marl_memory import load_policy
-from marl_memory.training.checkpoint import NoCheckpointError
+from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import make_env, read_config
 
@@ -61,6 +61,8 @@ def test_train_shows_progress_and_the_next_commands(finished: Path) -> None:
     printed = (finished / "printed.txt").read_text()
     for words in ("frames/s", "return", "win", "ETA", "finished at 256 frames", f"marl-memory evaluate {finished}"):
         assert words in printed
+    assert "torch threads  1" in printed
+    assert "checkpoint_every_frames=128" in printed  # far below 20 episodes: said, since environments are reset there
 
 
 def test_evaluate_plays_as_many_episodes_as_asked(finished: Path) -> None:
@@ -82,7 +84,13 @@ def test_load_policy_acts_greedily_elsewhere(finished: Path) -> None:
     action = policy(td)["agents", "action"]
     assert action.shape == (3, 2)
     assert mask.gather(-1, action.unsqueeze(-1)).all()
-    assert torch.equal(load_policy(finished, checkpoint="last")(td.copy())["agents", "action"].shape and action, action)
+    assert torch.equal(action, policy.distribution(td).mode)
+    last, state = (
+        load_policy(finished, checkpoint="last"),
+        CheckpointFolder(finished / "checkpoints").scheduled()[0].load(),
+    )
+    for name, parameter in last.named_parameters():
+        assert torch.equal(parameter, state["algorithm"][f"actor.{name}"]), name
     with pytest.raises(ValueError, match="must be 'best' or 'last'"):
         load_policy(finished, checkpoint="newest")
     with pytest.raises(ValueError, match="holds no run"):
@@ -101,6 +109,7 @@ def test_tasks_lists_every_env_config(tmp_path: Path) -> None:
     ):
         assert any(line.split()[0] == task for line in printed.splitlines()), task
     assert "env.factory=package.module:function" in printed
+    assert any(line.split() == ["smax/3m", "[smax]", "ready"] for line in printed.splitlines())
 
 
 def test_a_missing_suite_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +117,11 @@ def test_a_missing_suite_is_named_with_its_extra(tmp_path: Path, monkeypatch: py
     from marl_memory.training import tasks
 
     monkeypatch.setattr(tasks, "find_spec", lambda package: None)
-    missing = {task.name: task.missing for task in tasks.list_tasks(config_dir() / "env")}
-    assert missing["mpe/simple_tag"] == 'missing: pip install "marl-memory[mpe]"'
-    assert missing["smax/3m"] == 'missing: pip install "marl-memory[smax]"'
-    assert missing["classic/cartpole"] is None
+    found = {task.name: task for task in tasks.list_tasks(config_dir() / "env")}
+    assert found["mpe/simple_tag"].hint == 'missing: pip install "marl-memory[mpe]"'
+    assert found["smax/3m"].hint == 'missing: pip install "marl-memory[smax]"'
+    assert (found["smax/3m"].ready, found["smax/3m"].extra) == (False, "smax")
+    assert found["classic/cartpole"].ready
 
 
 USER_TASK = """
@@ -146,10 +156,16 @@ def load_policy_of_an_empty_run(folder: Path) -> None:
         (["algorithm.clipp=0.1"], "clipp"),
         (["algorithm.clip=-0.1"], "algorithm.clip=-0.1 must be positive"),
         (["algorithm.gamma=1.5"], "algorithm.gamma=1.5 must lie in [0, 1]"),
-        (["training.steps=0"], "training.steps=0 must be at least 1"),
+        (["training.steps=0"], "training.steps=0 must be a whole number of at least 1"),
         (["network.activation=swish"], "network.activation='swish' must be one of"),
         (["algorithm.minibatches=1000"], "algorithm.minibatches=1000 must not exceed"),
         (["scope=shared"], "scope=shared"),
+        (["seed=abc"], "seed='abc' must be a whole number"),
+        (["training.steps=abc"], "training.steps='abc' must be a whole number"),
+        (["training.threads=0"], "training.threads=0 must be a whole number of at least 1"),
+        (["+algorithm.foo=1"], "unknown keys ['foo']"),
+        (["+env.kwargs.wings=2"], "wings"),
+        (["env.max_episode_steps=3"], "max_episode_steps=3"),
         (["env=toy/nothing"], "nothing"),
     ],
 )

@@ -79,6 +79,7 @@ class MaskedDuel(ParallelEnv[str, dict[str, np.ndarray], int]):
         self._left, self._step = self.dragon, 0
         self._strength = {agent: int(self._random.integers(0, 4)) for agent in self.agents}
         self._guarded = dict.fromkeys(self.agents, False)
+        self._lives = dict.fromkeys(self.agents, True)
         self._luck = self._random.random(2)  # shown to the fighters, so that no two starts look alike
         return {agent: self._observe(agent) for agent in self.agents}, {agent: {"won": False} for agent in self.agents}
 
@@ -91,6 +92,7 @@ class MaskedDuel(ParallelEnv[str, dict[str, np.ndarray], int]):
         fate = dict(zip(self.possible_agents, self._random.random(2), strict=True))
         dead = {agent: won or (not self._guarded[agent] and fate[agent] < self.danger) for agent in acting}
         cut = {agent: not dead[agent] and self._step >= self.max_steps for agent in acting}
+        self._lives |= {agent: not dead[agent] for agent in acting}
         self.agents = [agent for agent in acting if not dead[agent] and not cut[agent]]
         if self.common_reward:
             rewards = dict.fromkeys(acting, sum(rewards.values()))
@@ -98,7 +100,7 @@ class MaskedDuel(ParallelEnv[str, dict[str, np.ndarray], int]):
 
     def state(self) -> np.ndarray:
         """``[6]``: the dragon's health, the time, and of each fighter whether it lives and its strength."""
-        fighters = [x for a in self.possible_agents for x in (a in self.agents, self._strength[a] / 5)]
+        fighters = [x for a in self.possible_agents for x in (self._lives[a], self._strength[a] / 5)]
         return np.array([max(self._left, 0) / self.dragon, self._step / self.max_steps, *fighters], np.float32)
 
     def _act(self, agent: str, action: int) -> float:

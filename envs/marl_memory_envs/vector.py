@@ -7,6 +7,7 @@ at the first death.  Here each step fills one fresh NumPy array per entry, row b
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -177,8 +178,12 @@ class VectorEnv(AgentsEnv):
         if present != listed or any(terminations.values()) or any(truncations.values()):
             present, cut = self._departures(frame, row, terminations, truncations)
         self._listed[row] = list(present)
-        seen = (*present, *cut) if present else listed
+        acted, seen = self._acting[row], (*present, *cut) if present else listed
         self._read_row(frame, readable, row, observations, infos, seen, cut)
+        if not self.task_spec.common_reward:
+            for name in acted:  # dead, though the environment keeps it in its list: its return ends here too
+                if name in present and name not in self._acting[row]:
+                    frame["discount"][row, self._agents[name].index] = 0.0
         if not present:
             frame["done"][row] = True
             frame["truncated" if self._cut[row] else "terminated"][row] = True
@@ -417,6 +422,10 @@ def vector_env(
         raise ValueError(f"n_envs={n_envs} must be at least 1")
     make = _import_factory(factory) if isinstance(factory, str) else factory
     label = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    try:
+        inspect.signature(make).bind(**(kwargs or {}))
+    except TypeError as error:
+        raise ValueError(f"kwargs={dict(kwargs or {})} do not fit factory={label}: {error}") from error
     envs: list[ParallelEnv[str, Any, Any]] = []
     for _ in range(n_envs):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -29,6 +29,8 @@ class Algorithm(nn.Module, ABC):
 
     spec: TaskSpec
     actor: Actor
+    stages: ClassVar[frozenset[str]]
+    """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
 
     @property
     @abstractmethod
@@ -69,7 +71,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """Values ``[*B, A, C]`` in units of the reward, of the states in ``td``."""
+        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``."""
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """PPO, IPPO and MAPPO: one learner, two switches.
 
-=========  ====================  ==================
-algorithm  centralised_critic    share_parameters
-=========  ====================  ==================
-PPO        no                    no (one agent)
-IPPO       no                    yes
-MAPPO      yes                   yes
-=========  ====================  ==================
+=========  ==================  ================
+algorithm  centralised_critic  share_parameters
+=========  ==================  ================
+PPO        no                  no
+IPPO       no                  yes
+MAPPO      yes                 yes
+=========  ==================  ================
+
+With one agent the three are one computation; PPO on a team is independent learners that share nothing.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class PPO(Algorithm):
 
     References: Schulman et al. 2017 (arXiv 1707.06347), eq. 7 and 9; Yu et al. 2022 (arXiv 2103.01955), appendix.
     """
+
+    stages = frozenset({"act", "reward", "target", "region", "replay"})
 
     def __init__(
         self,
@@ -154,9 +158,9 @@ class PPO(Algorithm):
             return
         carry = torch.zeros_like(reward[0]) if self.return_carry is None else self.return_carry
         sums, self.return_carry = discounted_sum(reward, self._cut(batch), carry, gamma=self.gamma)
-        self.return_moments.update(sums, batch.get(self.keys.alive))
-        rows = reward.reshape(-1, len(self.return_moments.std), 1)
-        scaled.copy_((rows / (self.return_moments.std.to(rows.dtype) + 1e-8)).reshape(reward.shape))
+        self.return_moments.update(sums, batch.get(self.keys.alive).unsqueeze(-1))
+        scale = self.return_moments.std.to(reward.dtype)
+        scaled.copy_((reward.reshape(-1, *scale.shape) / scale).reshape(reward.shape))
 
     @torch.no_grad()
     def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
@@ -190,7 +194,7 @@ class PPO(Algorithm):
         return {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
 
     def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """V ``[*B, A, 1]`` in units of the reward."""
+        """V ``[*B, A, 1]`` in units of ``learn_reward``."""
         return self._denormalise(self.critic(td))
 
     def _next_values(self, batch: TensorDictBase, value: Tensor) -> Tensor:
@@ -205,13 +209,14 @@ class PPO(Algorithm):
 
     def _team_value(self, value: Tensor, alive: Tensor) -> Tensor:
         """Under a common reward every V_i estimates one team return; an agent that is dead and sees nothing takes the
-        mean of the living ones' ``[*B, A, 1]``.
+        mean of the living ones' ``[*B, A, 1]`` (where nobody lives, each keeps its own).
         """
         if not self.spec.common_reward:
             return value
         living = alive.unsqueeze(-1)
-        mean = torch.where(living, value, 0.0).sum(-2, keepdim=True) / living.sum(-2, keepdim=True).clamp(min=1)
-        return torch.where(living, value, mean)
+        count = living.sum(-2, keepdim=True)
+        mean = torch.where(living, value, 0.0).sum(-2, keepdim=True) / count.clamp(min=1)
+        return torch.where(living | (count == 0), value, mean)
 
     def _cut(self, batch: TensorDictBase) -> Tensor:
         """``[T, N, A, 1]``: where an agent's sum stops: its episode's end or, without a common reward, its own."""
@@ -293,8 +298,7 @@ class PPO(Algorithm):
     @torch.no_grad()
     def finish_update(self, batch: TensorDictBase) -> None:
         """Take the batch's observations into the running statistics, so that they are constant during an update."""
-        if self.actor.input.moments is not None:
-            self.actor.input.moments.update(batch.get(self.keys.observation), batch.get(self.keys.alive))
+        self.actor.input.update_moments(batch.get(self.keys.observation), batch.get(self.keys.alive))
         self.critic.update_moments(batch)
 
     def cut_episodes(self) -> None:
@@ -326,17 +330,17 @@ class PPO(Algorithm):
 
 def _check_ranges(**values: float) -> None:
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"algorithm.{name}={value} must lie in [0, 1]")
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(f"algorithm.{name}={value!r} must lie in [0, 1]")
 
 
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
-        if value < 0:
-            raise ValueError(f"algorithm.{name}={value} must not be negative")
+        if not isinstance(value, (int, float)) or value < 0:
+            raise ValueError(f"algorithm.{name}={value!r} must not be negative")
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"algorithm.{name}={value} must be positive")
+        if not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"algorithm.{name}={value!r} must be positive")

@@ -74,9 +74,11 @@ class Memory:
         """The inverse of `state_dict`.
 
         Raises:
-            KeyError: if the names differ from this memory's.
+            ValueError: if the names differ from this memory's.
         """
         if set(state) != set(self.operators):
-            raise KeyError(f"the checkpoint holds memory {sorted(state)}, this run has memory={sorted(self.operators)}")
+            raise ValueError(
+                f"the checkpoint holds memory {sorted(state)}, this run has memory={sorted(self.operators)}"
+            )
         for name, operator in self.operators.items():
             operator.load_state_dict(state[name])

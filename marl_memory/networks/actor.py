@@ -38,16 +38,23 @@ class AgentInput(nn.Module):
     def __init__(self, spec: TaskSpec, *, share_parameters: bool, normalise: bool) -> None:
         super().__init__()
         self.indicator: Tensor
+        self.valid: Tensor
         indicate = share_parameters and spec.n_agents > 1
         self.banks = 1 if share_parameters else spec.n_agents
         self.features = spec.observation_size + (spec.n_agents if indicate else 0)
         self.register_buffer("indicator", torch.eye(spec.n_agents) if indicate else None, persistent=False)
         self.moments = RunningMoments(self.banks, spec.observation_size) if normalise else None
+        self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
+
+    def update_moments(self, observation: Tensor, alive: Tensor) -> None:
+        """Take observations ``[*B, A, F]`` of agents ``alive`` ``[*B, A]`` into the statistics, without padding."""
+        if self.moments is not None:
+            self.moments.update(observation, alive.unsqueeze(-1) & self.valid)
 
     def forward(self, observation: Tensor) -> Tensor:
         """``[*B, A, F] → [*B, A, features]``."""
         if self.moments is not None:
-            observation = self.moments.normalise(observation)
+            observation = torch.where(self.valid, self.moments.normalise(observation), 0.0)
         if self.indicator is None:
             return observation
         return torch.cat([observation, self.indicator.expand(*observation.shape[:-1], -1)], dim=-1)

@@ -45,13 +45,12 @@ class Critic(nn.Module):
         self.keys, self.n_agents = spec.keys, spec.n_agents
         self.centralised, self.banks = centralised, 1 if share_parameters else spec.n_agents
         self.in_keys = [spec.keys.state if centralised else spec.keys.observation]
+        self.moments = RunningMoments(1, spec.state_size) if centralised and normalise_observations else None
         if centralised:
-            self.moments = RunningMoments(1, spec.state_size) if normalise_observations else None
             features = spec.state_size
             heads = 1 if spec.common_reward or not share_parameters else spec.n_agents
         else:
             self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
-            self.moments = self.input.moments
             features, heads = self.input.features, 1
         self.body = body(features, heads, banks=self.banks, output_gain=0.01, generator=init_generator)
 
@@ -68,10 +67,8 @@ class Critic(nn.Module):
 
     def update_moments(self, td: TensorDictBase) -> None:
         """Take a batch into the running statistics of the inputs (nothing where inputs are not normalised)."""
-        if self.moments is None:
-            return
         alive = td.get(self.keys.alive)
-        if self.centralised:
-            self.moments.update(td.get(self.keys.state).unsqueeze(-2), alive.any(-1, keepdim=True))
-        else:
-            self.moments.update(td.get(self.keys.observation), alive)
+        if not self.centralised:
+            self.input.update_moments(td.get(self.keys.observation), alive)
+        elif self.moments is not None:
+            self.moments.update(td.get(self.keys.state).unsqueeze(-2), alive.any(-1)[..., None, None])

@@ -73,13 +73,13 @@ class RunningMoments(nn.Module):
         self.count: Tensor
         self.register_buffer("mean", torch.zeros(banks, features, dtype=torch.float64))
         self.register_buffer("m2", torch.zeros(banks, features, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(banks, 1, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(banks, features, dtype=torch.float64))
 
     def update(self, x: Tensor, mask: Tensor) -> None:
-        """Take in ``x`` ``[*B, A, F]`` where ``mask`` ``[*B, A]`` is True."""
+        """Take in ``x`` ``[*B, A, F]`` where ``mask`` ``[*B, A, F]`` (or ``[*B, A, 1]``) is True."""
         banks, features = self.mean.shape
         rows = x.reshape(-1, banks, features).double()
-        seen = mask.reshape(-1, banks, 1)
+        seen = mask.reshape(-1, banks, mask.shape[-1])
         count = seen.sum(0).double()
         total = self.count + count
         mean = torch.where(seen, rows, 0.0).sum(0) / count.clamp(min=1)
@@ -92,11 +92,11 @@ class RunningMoments(nn.Module):
 
     @property
     def std(self) -> Tensor:
-        """``[G, F]``; 1 until two rows were seen."""
-        return torch.where(self.count > 1, self.m2 / self.count.clamp(min=1), 1.0).sqrt()
+        """``[G, F]``; 1 until two rows were seen, and at least 1e-4."""
+        return torch.where(self.count > 1, (self.m2 / self.count.clamp(min=1)).clamp(min=1e-8), 1.0).sqrt()
 
     def normalise(self, x: Tensor, *, limit: float = 10.0) -> Tensor:
         """``[*B, A, F] → [*B, A, F]``: zero mean, unit variance, limited to ±``limit`` standard deviations."""
         banks, features = self.mean.shape
-        scaled = (x.reshape(-1, banks, features) - self.mean.to(x.dtype)) / (self.std.to(x.dtype) + 1e-8)
+        scaled = (x.reshape(-1, banks, features) - self.mean.to(x.dtype)) / self.std.to(x.dtype)
         return scaled.clamp(-limit, limit).reshape(x.shape)

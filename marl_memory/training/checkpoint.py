@@ -66,7 +66,7 @@ class CheckpointFolder:
     the run, ``best`` the policy that evaluated best.
 
     Args:
-        path: the folder, made if missing.
+        path: the folder; whoever writes calls `recover` first.
         keep: how many scheduled checkpoints stay.
     """
 
@@ -74,20 +74,32 @@ class CheckpointFolder:
         if keep < 1:
             raise ValueError(f"training.keep_checkpoints={keep} must be at least 1")
         self.path, self.keep = path, keep
-        path.mkdir(parents=True, exist_ok=True)
-        for moved in path.glob(".writing-old-*"):  # a kill while replacing: what moved aside comes back
-            final = path / moved.name.removeprefix(".writing-old-")
+
+    def recover(self) -> None:
+        """Put right what a kill left half done.  Only for whoever writes here: a reader would disturb a live run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for moved in self.path.glob(".writing-old-*"):  # killed while replacing: what moved aside comes back
+            final = self.path / moved.name.removeprefix(".writing-old-")
             if not final.exists():
                 moved.rename(final)
-        for leftover in path.glob(".writing-*"):  # a kill while writing
+        for leftover in self.path.glob(".writing-*"):  # killed while writing
             shutil.rmtree(leftover)
+
+    def drop_after(self, frames: int) -> None:
+        """Remove what lies ahead of a restored state: damaged checkpoints that were passed over, and their best."""
+        best = self.named("best")
+        ahead = [c for c in self.scheduled() if _frames_of(c) > frames]
+        if best is not None and best.meta["frames"] > frames:
+            ahead.append(best)
+        for checkpoint in ahead:
+            shutil.rmtree(checkpoint.path)
 
     def save(self, state: dict[str, Any], kind: Kind, *, frames: int, **meta: Any) -> Checkpoint:
         """Write ``state`` whole or not at all; a scheduled one lets the oldest go, and an earlier signal's."""
         name = f"frames_{frames:012d}" if kind == "scheduled" else kind
         writing = self.path / f".writing-{name}"
         shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir()
+        writing.mkdir(parents=True)
         torch.save(state, writing / "state.pt")
         meta = {"kind": kind, "frames": frames, "sha256": _sha256(writing / "state.pt"), **meta}
         (writing / "meta.json").write_text(json.dumps(meta, indent=1))
@@ -115,8 +127,8 @@ class CheckpointFolder:
 
     def newest_frames(self) -> int | None:
         """The frame count of the newest scheduled checkpoint."""
-        names = [checkpoint.path.name for checkpoint in self.scheduled()]
-        return int(names[0].removeprefix("frames_")) if names else None
+        scheduled = self.scheduled()
+        return _frames_of(scheduled[0]) if scheduled else None
 
     def named(self, name: str) -> Checkpoint | None:
         """``signal`` or ``best``, if there is one."""
@@ -135,6 +147,18 @@ class CheckpointFolder:
             except DamagedCheckpointError as error:
                 warn(f"damaged checkpoint passed over: {error}")
         raise NoCheckpointError(f"{self.path} holds no checkpoint that can be read: start anew in another folder")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` whole or not at all."""
+    writing = path.with_name(f".writing-{path.name}")
+    writing.write_text(text)
+    _flush(writing)
+    writing.replace(path)
+
+
+def _frames_of(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.path.name.removeprefix("frames_"))
 
 
 def _sha256(file: Path) -> str:

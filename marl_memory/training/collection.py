@@ -198,6 +198,7 @@ class Collector:
             return {}
         return {
             "env": self.env.snapshot(),
+            "current": {key: leaf.clone() for key, leaf in self.current.flatten_keys(".").items()},
             "running_return": self.episodes.running_return.clone(),
             "running_length": self.episodes.running_length.clone(),
         }
@@ -205,6 +206,8 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; environments that can not be saved keep the state `reset` gave them."""
         if self.env.resumable:
-            self.current = self.env.restore(state["env"])
+            # What to act on is restored as it was, not computed again: another program may round differently.
+            self.env.restore(state["env"])
+            self.current = TensorDict(state["current"], batch_size=(self.env.n_envs,)).unflatten_keys(".")
             self.episodes.running_return.copy_(state["running_return"])
             self.episodes.running_length.copy_(state["running_length"])

@@ -7,6 +7,9 @@ import torch
 from marl_memory.networks.actor import Actor
 from marl_memory.training.collection import Episodes, TaskEnv
 
+LONGEST = 100_000
+"""Steps after which an episode of a task that declares no limit counts as endless."""
+
 
 @torch.no_grad()
 def evaluate(env: TaskEnv, actor: Actor, *, episodes: int, seed: int) -> Episodes:
@@ -20,6 +23,9 @@ def evaluate(env: TaskEnv, actor: Actor, *, episodes: int, seed: int) -> Episode
         actor: the policy; its generator is not drawn from.
         episodes: how many, at least 1.
         seed: of the environments.
+
+    Raises:
+        ValueError: if an episode outlasts the task's limit, or `LONGEST` where it declares none.
     """
     k, n = env.task_spec.keys, env.n_envs
     quota = torch.full((n,), episodes // n) + (torch.arange(n) < episodes % n)
@@ -27,6 +33,7 @@ def evaluate(env: TaskEnv, actor: Actor, *, episodes: int, seed: int) -> Episode
     returns, lengths = torch.zeros(n, most, dtype=torch.float64), torch.zeros(n, most, dtype=torch.int64)
     success = torch.zeros(n, most, dtype=torch.bool) if env.task_spec.has_success else None
     played, rows = torch.zeros(n, dtype=torch.int64), torch.arange(n)
+    limit = env.task_spec.max_episode_steps or LONGEST
     env.set_seed(seed)
     td = env.reset()
     greedy, actor.greedy = actor.greedy, True
@@ -41,6 +48,11 @@ def evaluate(env: TaskEnv, actor: Actor, *, episodes: int, seed: int) -> Episode
             if success is not None:
                 success[rows, slot] |= done & step.get(("next", k.success)).squeeze(-1)
             played += done
+            if (lengths[rows, slot] > limit).any():
+                raise ValueError(
+                    f"an episode of {env.task_spec.name} is longer than {limit} steps: give the task a time limit "
+                    "(truncation), and env.max_episode_steps if it is a longer one"
+                )
     finally:
         actor.greedy = greedy
     kept = torch.arange(most) < quota.unsqueeze(-1)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-TIMING = ("time/",)
-"""Columns that start so are measurements of the machine and never the same twice."""
 
 
 class MetricsFile:
     """``metrics.csv``: one row per iteration, one column per metric, blank where a row has none.
 
     Args:
-        path: the file; an existing one is continued.
+        path: the file; an existing one is read, and continued after `cut_after` has put its end right.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,12 +22,10 @@ class MetricsFile:
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = []
         if path.exists():
-            whole, _, torn = path.read_text().rpartition("\n")  # a kill can leave the last line half written
+            whole = path.read_text().rpartition("\n")[0]  # a kill can leave the last line half written
             reader = csv.DictReader(whole.splitlines())
             self.columns = list(reader.fieldnames or [])
             self.rows = [{key: text for key, text in row.items() if text} for row in reader]
-            if torn:
-                self._rewrite()
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add one row; a new column rewrites the file, which happens a few times in a run at most."""
@@ -76,15 +72,24 @@ class Logger:
         self.folder, self.tensorboard, self.writer = folder, tensorboard, None
         self.display = None if quiet else Display(total_frames)
 
+    @contextmanager
+    def writing(self, frames: int) -> Iterator[None]:
+        """Begin, or begin again, after ``frames`` frames; whatever happens, the files and the terminal are let go."""
+        self.start(frames)
+        try:
+            yield
+        finally:
+            self.close()
+
     def start(self, frames: int) -> None:
         """Begin, or begin again, after ``frames`` frames."""
         self.metrics.cut_after(frames)
         if self.tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=frames + 1)
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=max(frames, 0) + 1)
         if self.display is not None:
-            self.display.start(frames)
+            self.display.start(max(frames, 0))
 
     def log(self, row: Mapping[str, float]) -> None:
         """Write one row; ``row["frames"]`` is its place on the x axis."""

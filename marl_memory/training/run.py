@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import inspect
 import json
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -17,11 +20,14 @@ from marl_memory.algorithms.algorithm import Algorithm, derive_seed
 from marl_memory.memory.operator import Memory
 from marl_memory.networks.actor import Actor
 from marl_memory.spec import TaskSpec
-from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError
+from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError, write_atomically
 from marl_memory.training.collection import Episodes, TaskEnv
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
-from marl_memory.training.trainer import Schedule, Trainer
+from marl_memory.training.trainer import Schedule, Trainer, check_count
+
+_CLAIMED: dict[Path, IO[str]] = {}
+"""Lock files this process holds; the kernel lets go of them when it ends, however it ends."""
 
 PACKAGES = (
     "marl-memory",
@@ -33,7 +39,10 @@ PACKAGES = (
     "pettingzoo",
     "jaxmarl",
     "jax",
+    "jaxlib",
+    "flax",
     "mpe2",
+    "box2d",
 )
 """What a run's numbers may depend on."""
 
@@ -55,15 +64,18 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
 
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     """Everything a run needs, from its resolved config; ``folder`` is where it writes."""
-    training, memory = dict(config["training"]), config.get("memory") or {}
+    training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
     if config.get("scope") is not None and not memory:
         raise ValueError(
             f"scope={config['scope']} has no effect without a memory: leave it out, or name one in memory=[…]"
         )
-    torch.set_num_threads(training.pop("threads"))
-    n_envs, keep = training.pop("n_envs"), training.pop("keep_checkpoints")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")
+    threads, n_envs, keep = (
+        check_count(f"training.{name}", training.pop(name)) for name in ("threads", "n_envs", "keep_checkpoints")
+    )
+    torch.set_num_threads(threads)
     schedule = Schedule(**training)
-    seed = config["seed"]
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
@@ -88,7 +100,13 @@ def start(config: Mapping[str, Any], folder: Path) -> Trainer:
             f"run_folder={folder} already holds a run: choose another, or `marl-memory resume {folder}`"
         )
     trainer = make_trainer(config, folder)
-    _describe(config, folder, trainer.algorithm.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
+    trainer.checkpoints.recover()
+    _write_config(config, folder)
+    write_atomically(
+        folder / "run.json", json.dumps({**_session(), "task": trainer.algorithm.spec.to_dict()}, indent=1)
+    )
     return trainer
 
 
@@ -107,7 +125,8 @@ def resume(
         RunFolderError: if there is no run, an override is not allowed, or no signal's checkpoint exists.
         NoCheckpointError: if no checkpoint can be read.
     """
-    config = read_config(folder)
+    config, run = read_config(folder), _read_run(folder)
+    _claim(folder)
     config["training"]["stop_at_frames"] = None
     for key, value in overrides.items():
         if key not in ("training.stop_at_frames", "training.total_frames"):
@@ -119,18 +138,38 @@ def resume(
             say(f"warning: total_frames {config['training'][name]:,} → {value:,} stretches every schedule of this run")
         config["training"][name] = value
     trainer = make_trainer(config, folder)
+    trainer.checkpoints.recover()
+    _restore(trainer, folder, from_signal, say)
+    end = trainer.schedule.end
+    if overrides and end <= trainer.frames:
+        raise RunFolderError(f"{overrides} ends at {end:,} frames, but {folder} is at {trainer.frames:,} already")
+    trainer.checkpoints.drop_after(trainer.frames)
+    session = _session()
+    for key in ("threads", "git_commit", "platform", "python", "XLA_FLAGS", "versions"):
+        if session[key] != run.get(key):
+            say(f"warning: {key} is {session[key]}, the run began with {run.get(key)}: it may not go on bit-equal")
+    say(f"resuming {folder} at {trainer.frames:,} frames")
+    resumed = [*run.get("resumed", []), {"frames": trainer.frames, **session}]
+    _write_config(config, folder)
+    write_atomically(folder / "run.json", json.dumps({**run, "resumed": resumed}, indent=1))
+    return trainer
+
+
+def _restore(trainer: Trainer, folder: Path, from_signal: bool, say: Callable[[str], None]) -> None:
+    """Bring ``trainer`` to the checkpoint that was asked for; without any it stays at the beginning."""
+    left = trainer.checkpoints.named("signal")
     if from_signal:
-        left = trainer.checkpoints.named("signal")
         if left is None:
             raise RunFolderError(f"{folder} holds no checkpoint left by a signal")
-        state = left.load()
-    else:
-        state, left = trainer.checkpoints.newest(say)
-    trainer.load_state_dict(state)
-    _compare_versions(folder, say)
-    say(f"resuming {folder} at {trainer.frames:,} frames")
-    _write_config(config, folder)
-    return trainer
+        trainer.load_state_dict(left.load())
+    elif trainer.checkpoints.scheduled():
+        trainer.load_state_dict(trainer.checkpoints.newest(say)[0])
+        if left is not None:
+            frames = left.meta["frames"]
+            say(
+                f"{frames - trainer.frames:,} frames since the last scheduled checkpoint are done again, bit-equal; "
+                f"--from-signal would go on from {frames:,} instead"
+            )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -141,8 +180,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    if not (folder / "config.yaml").exists():
-        raise RunFolderError(f"{folder} holds no run (no config.yaml)")
+    _read_run(folder)
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)
     return config  # type: ignore[return-value]
@@ -163,7 +201,7 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     config = read_config(folder)
-    spec = TaskSpec.from_dict(json.loads((folder / "run.json").read_text())["task"])
+    spec = TaskSpec.from_dict(_read_run(folder)["task"])
     algorithm = make_algorithm(config, spec)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if checkpoint == "best":
@@ -192,7 +230,10 @@ def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed:
     actor = load_policy(folder, checkpoint=checkpoint)
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
     env = make_env(config, min(episodes, config["training"]["n_envs"]), seed)
-    return evaluate(env, actor, episodes=episodes, seed=seed)
+    try:
+        return evaluate(env, actor, episodes=episodes, seed=seed)
+    finally:
+        env.close()
 
 
 def _instantiate(node: Mapping[str, Any], **built: Any) -> Any:
@@ -201,6 +242,9 @@ def _instantiate(node: Mapping[str, Any], **built: Any) -> Any:
 
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
     target = get_object(node["_target_"])
+    known = list(inspect.signature(target).parameters)
+    if unknown := sorted(set(arguments) - set(known)):
+        raise ValueError(f"unknown keys {unknown} for {node['_target_']}; known are {known}")
     if node.get("_partial_"):
         from functools import partial
 
@@ -208,33 +252,48 @@ def _instantiate(node: Mapping[str, Any], **built: Any) -> Any:
     return target(**arguments, **built)
 
 
-def _describe(config: Mapping[str, Any], folder: Path, spec: TaskSpec) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_config(config, folder)
-    description = {
+def _claim(folder: Path) -> None:
+    """Make sure that this is the only process writing to ``folder``, until it ends.
+
+    Raises:
+        RunFolderError: if another process is at it.
+    """
+    path = (folder / ".lock").resolve()
+    if path in _CLAIMED:
+        return
+    stream = path.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise RunFolderError(f"{folder} is being written by another process: wait for it, or stop it") from error
+    _CLAIMED[path] = stream
+
+
+def _session() -> dict[str, Any]:
+    """What this process's numbers depend on."""
+    return {
         "command": sys.argv,
         "git_commit": _git_commit(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
         "versions": {name: _version(name) for name in PACKAGES},
-        "task": spec.to_dict(),
     }
-    (folder / "run.json").write_text(json.dumps(description, indent=1))
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """``run.json``, which is written last: where it is, the run is whole."""
+    if not (folder / "run.json").exists():
+        raise RunFolderError(f"{folder} holds no run (no run.json)")
+    return json.loads((folder / "run.json").read_text())
 
 
 def _write_config(config: Mapping[str, Any], folder: Path) -> None:
     from omegaconf import OmegaConf
 
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-
-
-def _compare_versions(folder: Path, say: Callable[[str], None]) -> None:
-    """Say which packages differ from those the run began with: its numbers may then differ in their last bits."""
-    began = json.loads((folder / "run.json").read_text())["versions"]
-    for name in PACKAGES:
-        if (now := _version(name)) != began.get(name):
-            say(f"warning: {name} is {now}, the run began with {began.get(name)}: it may not go on bit-equal")
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 def _version(name: str) -> str | None:

@@ -11,10 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """A task's name as in ``env=…``, and what stands in its way, if anything."""
+    """A task's name as in ``env=…``, the extra that installs it (if it needs one), and whether it can run here."""
 
     name: str
-    missing: str | None
+    extra: str
+    ready: bool
+    hint: str
 
 
 def list_tasks(folder: Path) -> list[Task]:
@@ -22,16 +24,17 @@ def list_tasks(folder: Path) -> list[Task]:
     from omegaconf import OmegaConf
 
     files = sorted(folder.rglob("*.yaml"))
-    return [Task(str(f.relative_to(folder).with_suffix("")), _missing(OmegaConf.load(f))) for f in files]
+    return [_task(str(f.relative_to(folder).with_suffix("")), OmegaConf.load(f)) for f in files]
 
 
-def _missing(config: Any) -> str | None:
+def _task(name: str, config: Any) -> Task:
     """A task module's ``REQUIRES`` names the packages it needs and the extra that installs each."""
     from omegaconf import OmegaConf
 
     if OmegaConf.is_missing(config, "factory"):
-        return "ready, given env.factory=package.module:function"
+        return Task(name, "", True, "ready, given env.factory=package.module:function")
     path: str = config.get("factory") or config["_target_"].rpartition(".")[0]
     requires: dict[str, str] = getattr(import_module(path.partition(":")[0]), "REQUIRES", {})
-    extras = {extra for package, extra in requires.items() if find_spec(package) is None}
-    return f'missing: pip install "marl-memory[{",".join(sorted(extras))}]"' if extras else None
+    extra = ",".join(sorted(set(requires.values())))
+    ready = all(find_spec(package) for package in requires)
+    return Task(name, extra, ready, "ready" if ready else f'missing: pip install "marl-memory[{extra}]"')

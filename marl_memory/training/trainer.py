@@ -22,6 +22,13 @@ from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
 
 
+def check_count(name: str, value: Any) -> int:
+    """``value``, if it is a whole number of at least 1; else a ValueError that names the key."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """When things happen, all in frames (one frame: one step of one environment, all its agents acting).
@@ -47,8 +54,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value < 1:
-                raise ValueError(f"training.{name}={value} must be at least 1")
+            if name != "stop_at_frames" or value is not None:
+                check_count(f"training.{name}", value)
 
     @property
     def end(self) -> int:
@@ -86,6 +93,7 @@ class Trainer:
     ) -> None:
         self.frames_per_iteration = schedule.steps * env.n_envs
         algorithm.check_batch(self.frames_per_iteration)
+        _check_stages(algorithm, memory)
         self.algorithm, self.memory = algorithm, memory
         self.evaluation_env, self.schedule = evaluation_env, schedule
         self.checkpoints, self.logger, self.seed = checkpoints, logger, seed
@@ -146,9 +154,9 @@ class Trainer:
     def run(self) -> None:
         """Train to the schedule's end, or until a signal asks to leave (the iteration is finished and saved first)."""
         end, total = self.schedule.end, self.schedule.total_frames
-        with _signals(self._request_stop):
-            self.logger.start(self.frames)
-            if self.checkpoints.newest_frames() is None:  # a new run
+        new = self.checkpoints.newest_frames() is None
+        with _signals(self._request_stop), self.logger.writing(-1 if new else self.frames):
+            if new:
                 self.logger.log({"frames": 0, "iteration": 0, **self.evaluate()})
                 self.scheduled_checkpoint()  # a kill before the next one loses little, and not the run
             while self.frames < end and not self.stop_requested:
@@ -161,7 +169,6 @@ class Trainer:
                     self.scheduled_checkpoint()
             if self.frames < total:
                 self._leave()
-            self.logger.close()
 
     def _due(self, every: int, before: int) -> bool:
         """Whether a multiple of ``every``, or the end of the run, was passed since ``before``."""
@@ -197,6 +204,22 @@ class Trainer:
         self._begin_episodes()
         self.checkpoints.save(self.state_dict(), "scheduled", frames=self.frames)
 
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.env.close()
+        self.evaluation_env.close()
+
+    def warnings(self) -> list[str]:
+        """What the user should know before a long run begins."""
+        env, every = self.collector.env, self.schedule.checkpoint_every_frames
+        least = 20 * (env.task_spec.max_episode_steps or 0) * env.n_envs
+        if env.resumable or every >= min(least, self.schedule.total_frames):
+            return []
+        return [
+            f"training.checkpoint_every_frames={every:,}: the environments of {env.task_spec.name} cannot be saved and "
+            f"are reset there; from {least:,} on, 20 full episodes would lie between"
+        ]
+
     def _begin_episodes(self) -> None:
         """Reset environments that can not be saved, with seeds that follow from the run's seed and the frame count."""
         if not self.collector.env.resumable:
@@ -227,6 +250,16 @@ class Trainer:
         self.memory.load_state_dict(state["memory"])
         self._begin_episodes()
         self.collector.load_state_dict(state["collector"])
+
+
+def _check_stages(algorithm: Algorithm, memory: Memory) -> None:
+    for name, operator in memory.operators.items():
+        if operator.stage.value not in algorithm.stages:
+            known = ", ".join(sorted(algorithm.stages))
+            raise ValueError(
+                f"memory={name} acts at the stage {operator.stage.value!r}, which {type(algorithm).__name__} does not "
+                f"have; it has {known}"
+            )
 
 
 class Clock:

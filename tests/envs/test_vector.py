@@ -182,6 +182,7 @@ def test_an_agent_listed_but_dead_is_sent_action_0() -> None:
     assert after["agents", "alive"].tolist() == [[False, True]]
     assert after["agents", "observation"][0, 0].tolist() == [0, 0]
     assert after["agents", "action_mask"][0, 0].tolist() == [True, False, False]
+    assert after["agents", "discount"].flatten().tolist() == [0, 1]  # its return ends with it
     again, _ = step(env, td, action=2)
     assert env.envs[0].sent == [{"a0": 6, "a1": 2}, {"a0": 4, "a1": 2}]
     assert again["agents", "reward"].flatten().tolist() == [0, 2]
@@ -196,6 +197,18 @@ def test_an_agent_that_arrives_later() -> None:
     assert after["agents", "alive"].tolist() == [[True, True]]
     assert after["agents", "reward"].flatten().tolist() == [0, 2]
     assert step(env, td)[0]["agents", "reward"].flatten().tolist() == [1, 2]
+
+
+def test_the_last_state_of_a_cut_duel_shows_who_lives() -> None:
+    env = vector_env("marl_memory_envs.toy:MaskedDuel", n_envs=8, seed=0, kwargs={"danger": 0.02, "dragon": 99})
+    td, cut = env.reset(), 0
+    for _ in range(60):
+        td, following = env.step_and_maybe_reset(env.rand_action(td))
+        after = td["next"]
+        rows = after["truncated"].squeeze(-1)
+        assert torch.equal(after["state"][rows][:, [2, 4]].bool(), after["agents", "alive"][rows])
+        cut, td = cut + int(rows.sum()), following
+    assert cut > 5
 
 
 def test_success_is_read_at_the_end() -> None:

@@ -188,7 +188,7 @@ def test_statistics_are_of_the_living() -> None:
     own, central = (critic(task(), centralised=c, share=True, normalise=True) for c in (False, True))
     for network in (own, central):
         network.update_moments(td)
-    torch.testing.assert_close(own.moments.mean[0].float(), td.get(K.observation)[1:, :2].mean((0, 1)))
+    torch.testing.assert_close(own.input.moments.mean[0].float(), td.get(K.observation)[1:, :2].mean((0, 1)))
     torch.testing.assert_close(central.moments.mean[0].float(), td.get(K.state)[1:].mean(0))
 
 

@@ -171,6 +171,8 @@ def test_what_a_kill_left_half_written_is_cleaned(tmp_path: Path) -> None:
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
     folder = CheckpointFolder(tmp_path)
+    assert half.exists()  # a reader changes nothing: it may be a live run's
+    folder.recover()
     assert not half.exists()
     assert [c.load()["frames"] for c in folder.scheduled()] == [1]
 
@@ -190,6 +192,7 @@ def test_a_kill_while_writing_leaves_the_old_ones(tmp_path: Path, monkeypatch: p
             with pytest.raises(Killed):
                 folder.save(state(2), kind, frames=2)  # type: ignore[arg-type]
     folder = CheckpointFolder(tmp_path)
+    folder.recover()
     best = folder.named("best")
     assert best is not None
     assert best.load()["frames"] == 1
@@ -217,6 +220,19 @@ def test_a_kill_while_replacing_leaves_the_old_or_the_new(
         patch.setattr(Path, "rename", killed_after)
         with pytest.raises(Killed):
             folder.save(state(2), kind, frames=5)
-    CheckpointFolder(tmp_path)
+    CheckpointFolder(tmp_path).recover()
     assert final.exists()
     assert Checkpoint(final).load()["frames"] in (1, 2)
+
+
+def test_what_lies_ahead_of_a_restored_state_is_dropped(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    saved(folder, 1, 2, 3)
+    folder.save(state(3), "best", frames=3)
+    cut_short(tmp_path / "frames_000000000003")
+    restored, _ = folder.newest(lambda text: None)
+    folder.drop_after(restored["frames"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames_000000000001", "frames_000000000002"]
+    folder.save(state(2), "best", frames=2)
+    folder.drop_after(2)
+    assert folder.named("best") is not None

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from marl_memory.cli import config_dir
 from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import RunFolderError, read_config, resume, start
 
 TOY = [
@@ -120,6 +121,7 @@ def train_here(folder: Path, *overrides: str) -> None:
 RESUME_ALL = """
 import sys
 from pathlib import Path
+from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import resume
 for folder in sys.argv[1:]:
     resume(Path(folder), {}).run()
@@ -138,18 +140,18 @@ def test_resume_equals_uninterrupted_on_smax(tmp_path: Path) -> None:
         assert_same_runs(tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved")
 
 
-def kill_and_resume(folder: Path, options: list[str], *, seconds: float) -> None:
-    """Train, kill -9 after the first checkpoint and a random while, then resume to the end."""
+def kill_and_resume(folder: Path, options: list[str], *, seconds: float, until: str = "checkpoints/frames_*") -> None:
+    """Train, kill -9 a while after the file ``until`` is there, then resume to the end."""
     command = [sys.executable, "-m", "marl_memory.cli", "train", *options, f"run_folder={folder}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not list((folder / "checkpoints").glob("frames_*")):
+    while not list(folder.glob(until)):
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL  # it had not finished before
     cli("resume", str(folder))
 
 
@@ -160,6 +162,38 @@ def test_kill_nine_then_resume_gives_the_same_bits(attempt: int, tmp_path: Path)
     print(f"killed {seconds:.3f} s after the first checkpoint")
     kill_and_resume(tmp_path / "killed", [*TOY, "algorithm=mappo"], seconds=seconds)
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_kill_nine_before_the_first_checkpoint(tmp_path: Path) -> None:
+    options = [*TOY, "algorithm=ippo", "training.evaluation_episodes=300"]  # the first evaluation takes a while
+    train(tmp_path / "straight", *options)
+    kill_and_resume(tmp_path / "killed", options, seconds=0.0, until="run.json")
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_resume_equals_uninterrupted_with_continuous_actions(tmp_path: Path) -> None:
+    options = ["env=toy/rendezvous", *TOY[1:], "algorithm=mappo", "env.kwargs={unequal: true}"]
+    options += ["algorithm.normalise_observations=true"]
+    train_here(tmp_path / "straight", *options)
+    train_here(tmp_path / "halved", *options, "training.stop_at_frames=640")
+    cli("resume", str(tmp_path / "halved"))
+    assert_same_runs(tmp_path / "straight", tmp_path / "halved")
+
+
+def test_readers_do_not_disturb_a_run_and_two_writers_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "marl_memory.cli", "train", *TOY, "training.total_frames=1000000"]
+    process = subprocess.Popen([*command, f"run_folder={folder}"], stdout=subprocess.DEVNULL)
+    while not list((folder / "checkpoints").glob("frames_*")):
+        time.sleep(0.01)
+    for _ in range(100):
+        CheckpointFolder(folder / "checkpoints").scheduled()
+        MetricsFile(folder / "metrics.csv")
+    with pytest.raises(RunFolderError, match="written by another process"):
+        resume(folder, {})
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.slow
@@ -214,6 +248,9 @@ def test_resume_says_what_it_does_and_refuses_what_it_can_not(tmp_path: Path) ->
         resume(folder, {}, from_signal=True, say=said.append)
     with pytest.raises(RunFolderError, match="holds no run"):
         resume(tmp_path / "nothing", {}, say=said.append)
+    for key in ("stop_at_frames", "total_frames"):
+        with pytest.raises(RunFolderError, match="is at 512 already"):
+            resume(folder, {f"training.{key}": 500}, say=said.append)
     trainer = resume(folder, {"training.total_frames": 2560}, say=said.append)
     assert any("stretches every schedule" in text for text in said)
     assert (trainer.frames, trainer.schedule.end) == (512, 2560)

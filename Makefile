@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make train` and `make test` set up .venv by themselves, once.  `make help` lists the rest.
 #
 #   PYTHON       the interpreter that makes .venv (3.11 or newer; the lock is made for 3.11)
-#   TORCH_INDEX  where torch comes from; for CUDA 13.0: make train TORCH_INDEX=https://download.pytorch.org/whl/cu130
+#   TORCH_INDEX  where torch comes from
 #   ARGS         more arguments, as in: make train ARGS="seed=1"   make test ARGS="-k resume"
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -16,6 +16,11 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := smax,mpe,box2d,dev
 TORCH_FROM := --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+# Debian keeps what `python -m venv` needs in a package of its own.
+ADD_VENV = { test -x /usr/bin/apt-get && package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])') \
+	&& echo "Installing $$package …" && root=$$(test $$(id -u) = 0 || echo sudo) \
+	&& $$root apt-get update -qq && $$root apt-get install -y -qq $$package >/dev/null; }
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow check format lock clean
@@ -49,8 +54,7 @@ install: $(STAMP) ## only set up .venv
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "marl_memory needs Python 3.11 or newer.  On Debian: sudo apt install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or newer: set PYTHON=…" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
-		|| $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(ADD_VENV) \
 		|| { echo "$(PYTHON) cannot make virtual environments.  On Debian: sudo apt install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) …"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing torch, then the rest of requirements.lock (some minutes the first time) …"

@@ -139,7 +139,7 @@ def test_a_users_own_parallel_env_trains_without_touching_the_library(tmp_path: 
         "run_folder=mine", cwd=tmp_path,
     )  # fmt: skip
     assert json.loads((tmp_path / "mine" / "run.json").read_text())["task"]["common_reward"] is False
-    with pytest.raises(NoCheckpointError, match="no checkpoint"):
+    with pytest.raises(NoCheckpointError, match="no best checkpoint"):
         load_policy_of_an_empty_run(tmp_path / "mine")
 
 

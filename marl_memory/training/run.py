@@ -46,6 +46,9 @@ PACKAGES = (
 )
 """What a run's numbers may depend on."""
 
+SURROUNDINGS = ("threads", "git_commit", "platform", "python", "XLA_FLAGS")
+"""And what else they may depend on."""
+
 
 class RunFolderError(ValueError):
     """A folder is not what was asked for: not a run, or already another run's."""
@@ -145,9 +148,10 @@ def resume(
         raise RunFolderError(f"{overrides} ends at {end:,} frames, but {folder} is at {trainer.frames:,} already")
     trainer.checkpoints.drop_after(trainer.frames)
     session = _session()
-    for key in ("threads", "git_commit", "platform", "python", "XLA_FLAGS", "versions"):
-        if session[key] != run.get(key):
-            say(f"warning: {key} is {session[key]}, the run began with {run.get(key)}: it may not go on bit-equal")
+    began, now = ({**record["versions"], **{key: record.get(key) for key in SURROUNDINGS}} for record in (run, session))
+    for key in now:
+        if now[key] != began.get(key):
+            say(f"warning: {key} is {now[key]}, the run began with {began.get(key)}: it may not go on bit-equal")
     say(f"resuming {folder} at {trainer.frames:,} frames")
     resumed = [*run.get("resumed", []), {"frames": trainer.frames, **session}]
     _write_config(config, folder)
@@ -268,6 +272,13 @@ def _claim(folder: Path) -> None:
         stream.close()
         raise RunFolderError(f"{folder} is being written by another process: wait for it, or stop it") from error
     _CLAIMED[path] = stream
+
+
+def release(folder: Path) -> None:
+    """Let other processes write to a run that this one started or resumed, and is done with."""
+    stream = _CLAIMED.pop((folder / ".lock").resolve(), None)
+    if stream is not None:
+        stream.close()
 
 
 def _session() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from marl_memory.cli import config_dir
 from marl_memory.training.checkpoint import CheckpointFolder
 from marl_memory.training.logging import MetricsFile
-from marl_memory.training.run import RunFolderError, read_config, resume, start
+from marl_memory.training.run import RunFolderError, read_config, release, resume, start
 
 TOY = [
     "env=toy/masked_duel",
@@ -116,6 +116,7 @@ def train_here(folder: Path, *overrides: str) -> None:
         config: Any = OmegaConf.to_container(compose("config", [*overrides, f"run_folder={folder}"]), resolve=True)
     del config["run_folder"]
     start(config, folder).run()
+    release(folder)
 
 
 RESUME_ALL = """

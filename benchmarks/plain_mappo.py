@@ -234,9 +234,8 @@ class Smax:
     """N battles of JaxMARL's SMAX in one jitted call; arrays cross to PyTorch over dlpack."""
 
     def __init__(self, scenario: str, n_envs: int, seed: int) -> None:
-        for name, value in {"JAX_PLATFORMS": "cpu", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}.items():
+        for name, value in {"JAX_PLATFORMS": "cpu", "PJRT_NPROC": "1"}.items():
             os.environ.setdefault(name, value)
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
         import jax
         from jax import numpy as jnp
         from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario

@@ -25,7 +25,22 @@ from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, rea
 Frame = dict[str, np.ndarray]
 """The entries of one vector step, each ``[N, …]``."""
 
+COMMON = 1e-5
+"""How far apart the rewards of a team may be, relative to their size, and still count as one."""
+
 _ROOT = ("state", "done", "terminated", "truncated", "success")
+
+
+class WholeTeams:
+    """The rows of one vector step in which every agent acted and goes on acting: the usual case, written together.
+
+    ``observations`` and ``rewards`` hold one entry per agent, row after row.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.observations: list[np.ndarray] = []
+        self.rewards: list[float] = []
 
 
 class VectorEnv(AgentsEnv):
@@ -85,6 +100,10 @@ class VectorEnv(AgentsEnv):
         self.envs = list(envs)
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
+        self._team = list(spec.agents)
+        self._dict_observations = any(agent.dict_observation for agent in agents)
+        self._one_width = len(set(spec.observation_sizes)) == 1
+        self._one_size = len(set(spec.action_sizes)) == 1
         self._success_key = success
         self._template = _template(spec, self.n_envs)
         self._sizes = np.array(spec.action_sizes)
@@ -144,8 +163,11 @@ class VectorEnv(AgentsEnv):
         actions = self._actions(tensordict)
         frame = {key: array.copy() for key, array in self._template.items()}
         readable = np.zeros_like(self._alive)
+        whole = WholeTeams()
         for row in rows:
-            self._step_row(frame, readable, row, actions[row])
+            self._step_row(frame, readable, row, actions[row], whole)
+        if whole.rows:
+            self._write_whole(frame, readable, whole)
         if len(rows) < self.n_envs:
             idle = np.setdiff1d(np.arange(self.n_envs), rows)
             for key, array in frame.items():
@@ -162,17 +184,33 @@ class VectorEnv(AgentsEnv):
 
     # ---- one row -----------------------------------------------------------------------------------------------------
 
-    def _step_row(self, frame: Frame, readable: np.ndarray, row: int, actions: np.ndarray) -> None:
-        """Step environment ``row`` with ``actions`` ``[A]`` or ``[A, P]`` and write its row of every entry."""
+    def _step_row(self, frame: Frame, readable: np.ndarray, row: int, actions: np.ndarray, whole: WholeTeams) -> None:
+        """Step environment ``row`` with ``actions`` ``[A]`` or ``[A, P]``; write its row of every entry.
+
+        The row of a whole team that goes on acting is left to ``whole``, to be written with the others.
+        """
         env, listed, agents = self.envs[row], self._listed[row], self._agents
         if not listed:
             raise RuntimeError(f"environment {row} is done: reset it before stepping it again")
-        if self.task_spec.continuous:
+        if self._one_size and listed == self._team:
+            sent = dict(zip(listed, actions, strict=True))
+        elif self.task_spec.continuous:
             sent = {name: actions[(agent := agents[name]).index, : agent.action_size] for name in listed}
         else:
             sent = {name: actions[agents[name].index] for name in listed}
         observations, rewards, terminations, truncations, infos = env.step(sent)
         self._steps[row] += 1
+        if (
+            env.agents == self._acting[row] == self._team
+            and not (any(terminations.values()) or any(truncations.values()))
+            and len(observations) == len(self._team)
+            and not any(infos.values())
+            and not self._dict_observations
+        ):
+            whole.rows.append(row)
+            whole.observations.extend(map(observations.__getitem__, self._team))
+            whole.rewards.extend(map(rewards.__getitem__, self._team))
+            return
         self._read_rewards(frame["reward"][row], row, rewards)
         present, cut = env.agents, ()
         if present != listed or any(terminations.values()) or any(truncations.values()):
@@ -192,6 +230,31 @@ class VectorEnv(AgentsEnv):
             if self._success_key is not None:
                 frame["success"][row] = self._read_success(row, infos, listed, self._success_key)
 
+    def _write_whole(self, frame: Frame, readable: np.ndarray, whole: WholeTeams) -> None:
+        """Write the rows in which every agent acted and goes on acting."""
+        rows: Any = slice(None) if len(whole.rows) == self.n_envs else whole.rows
+        count, spec = len(whole.rows), self.task_spec
+        sizes = list(spec.observation_sizes)
+        if list(map(len, whole.observations)) != sizes * count:
+            for row, start in zip(whole.rows, range(0, len(whole.observations), len(sizes)), strict=True):
+                for name, size, value in zip(self._team, sizes, whole.observations[start:], strict=False):
+                    self._check_size(row, name, size, value)
+        if self._one_width:
+            together = np.concatenate(whole.observations).reshape(count, spec.n_agents, spec.observation_size)
+            frame["observation"][rows] = together
+        else:
+            for index, size in enumerate(sizes):
+                frame["observation"][rows, index, :size] = np.stack(whole.observations[index :: len(sizes)])
+        rewards = np.array(whole.rewards, dtype=np.float64).reshape(count, -1)
+        if spec.common_reward:
+            spread = rewards.max(-1) - rewards.min(-1)
+            for i in np.flatnonzero(spread > COMMON * np.maximum(1.0, np.abs(rewards[:, 0]))):
+                self._report_not_common(whole.rows[i], rewards[i].tolist())
+            rewards = rewards[:, :1]
+        frame["reward"][rows] = rewards[..., None]
+        frame["alive"][rows] = True
+        readable[rows] = True
+
     def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
         """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
         acted, agents = self._acting[row], self._agents
@@ -200,11 +263,8 @@ class VectorEnv(AgentsEnv):
                 reward[agents[name].index, 0] = given[name]
             return
         values = [float(given[name]) for name in acted or self._listed[row]]
-        if max(values) - min(values) > 1e-5 * max(1.0, abs(values[0])):
-            raise ValueError(
-                f"{self._where(row)}: common_reward=True, but the agents' rewards differ: {values}; "
-                "set common_reward=False, or make the environment give all agents one reward"
-            )
+        if max(values) - min(values) > COMMON * max(1.0, abs(values[0])):
+            self._report_not_common(row, values)
         reward[:] = values[0]
 
     def _departures(
@@ -262,10 +322,7 @@ class VectorEnv(AgentsEnv):
             mask = info.get("action_mask") if info else None
             if agent.dict_observation:
                 value, mask = value["observation"], value["action_mask"]
-            if len(value) != agent.observation_size:
-                raise ValueError(
-                    f"{self._where(row)}: agent {name!r} observes {len(value)} numbers, not {agent.observation_size}"
-                )
+            self._check_size(row, name, agent.observation_size, value)
             index = agent.index
             observed[index, : agent.observation_size] = value
             if acts:
@@ -293,6 +350,16 @@ class VectorEnv(AgentsEnv):
                     "allow at least one, such as a no-op"
                 )
             readable[agent.index] = False  # nothing to choose in a last state: the no-op of the dead
+
+    def _check_size(self, row: int, name: str, size: int, observation: Any) -> None:
+        if len(observation) != size:
+            raise ValueError(f"{self._where(row)}: agent {name!r} observes {len(observation)} numbers, not {size}")
+
+    def _report_not_common(self, row: int, rewards: list[float]) -> None:
+        raise ValueError(
+            f"{self._where(row)}: common_reward=True, but the agents' rewards differ: {rewards}; "
+            "set common_reward=False, or make the environment give all agents one reward"
+        )
 
     def _read_success(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], key: str) -> bool:
         for name in acted:

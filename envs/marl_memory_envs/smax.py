@@ -23,7 +23,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.spec import TaskSpec
-from marl_memory_envs.base import AgentsEnv, environment_seeds
+from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
 
 REQUIRES = {"jaxmarl": "smax"}
 """Packages this module needs beyond the core, and the extra of ``marl-memory`` that installs each."""
@@ -364,6 +364,7 @@ class SmaxVector(AgentsEnv):
         self._carry = self.simulator.blank(environment_seeds(seed, n_envs))
         self._started = False
         self._action_key = spec.keys.action
+        self._agents_size = torch.Size((n_envs, spec.n_agents))
 
     def _set_seed(self, seed: int | None) -> None:
         """Derive every battle's key anew; battles under way go on from where they stand, until they are reset."""
@@ -433,9 +434,9 @@ class SmaxVector(AgentsEnv):
     def _entries(self, floats: Any, bools: Any, reward: bool) -> TensorDict:
         seen = self.simulator.unpack(floats, bools)
         names = ("observation", "action_mask", "alive", "discount") + (("reward",) if reward else ())
-        group = TensorDict({name: seen[name] for name in names}, batch_size=(self.n_envs, self.task_spec.n_agents))
+        group = assemble({name: seen[name] for name in names}, self._agents_size)
         rest = {name: seen[name] for name in ("state", "done", "terminated", "truncated", "success")}
-        return TensorDict({self.task_spec.group: group, **rest}, batch_size=self.batch_size)
+        return assemble({self.task_spec.group: group, **rest}, self.batch_size)
 
 
 def parallel_env(map: str, **options: Any) -> Smax:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from pettingzoo import AECEnv, ParallelEnv
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from marl_memory.spec import TaskSpec
-from marl_memory_envs.base import AgentsEnv, environment_seeds
+from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
 from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, read_team
 
 Frame = dict[str, np.ndarray]
@@ -100,17 +101,20 @@ class VectorEnv(AgentsEnv):
         self.envs = list(envs)
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
+        self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._team = list(spec.agents)
+        self._agents_size = torch.Size((self.n_envs, spec.n_agents))
         self._dict_observations = any(agent.dict_observation for agent in agents)
         self._one_width = len(set(spec.observation_sizes)) == 1
         self._one_size = len(set(spec.action_sizes)) == 1
+        self._plain_actions = self._one_size and not self._noop.any()
         self._success_key = success
         self._template = _template(spec, self.n_envs)
         self._sizes = np.array(spec.action_sizes)
-        self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._seeds: list[int | None] = [None] * self.n_envs
         self._frame: Frame | None = None
         self._alive = np.zeros((self.n_envs, spec.n_agents), dtype=bool)
+        self._all_alive = False
         self._listed: list[list[str]] = [[] for _ in envs]  # the agents whose actions each env.step expects
         self._acting: list[list[str]] = [[] for _ in envs]  # those of them that are alive
         self._cut = np.zeros(self.n_envs, dtype=bool)  # whether an agent was truncated in this episode
@@ -157,6 +161,9 @@ class VectorEnv(AgentsEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step all environments, or those that TorchRL's mask ``_step`` ``[N, 1]`` names."""
+        return self._tensordict(self._advance(tensordict), reward=True)
+
+    def _advance(self, tensordict: TensorDictBase) -> Frame:
         if self._frame is None:
             raise RuntimeError("step() before the first reset()")
         rows = self._rows(tensordict, "_step")
@@ -180,7 +187,16 @@ class VectorEnv(AgentsEnv):
                 f"environment {int(late.argmax())} of {self.task_spec.name} goes on after max_episode_steps={limit}: "
                 "the environment must truncate there itself, or the limit is another"
             )
-        return self._tensordict(frame, reward=True)
+        return frame
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """As in `AgentsEnv`, with the second TensorDict made of the tensors of the first."""
+        frame = self._advance(tensordict)
+        tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
+        tensordict.set("next", self._entries(tensors, reward=True))
+        if frame["done"].any():
+            return tensordict, self._reset(assemble({"_reset": tensors["done"]}, self.batch_size))
+        return tensordict, self._entries(tensors, reward=False)
 
     # ---- one row -----------------------------------------------------------------------------------------------------
 
@@ -201,11 +217,12 @@ class VectorEnv(AgentsEnv):
         observations, rewards, terminations, truncations, infos = env.step(sent)
         self._steps[row] += 1
         if (
-            env.agents == self._acting[row] == self._team
+            self._acting[row] == self._team
             and not (any(terminations.values()) or any(truncations.values()))
             and len(observations) == len(self._team)
             and not any(infos.values())
             and not self._dict_observations
+            and env.agents == self._team
         ):
             whole.rows.append(row)
             whole.observations.extend(map(observations.__getitem__, self._team))
@@ -387,7 +404,9 @@ class VectorEnv(AgentsEnv):
         if given.shape != expected:
             raise ValueError(f"{spec.keys.action} has shape {given.shape}; {spec.name} takes {expected}")
         if spec.continuous:
-            return np.where(self._alive[..., None], given, self._noop)
+            return given.copy() if self._all_alive else np.where(self._alive[..., None], given, self._noop)
+        if self._all_alive and self._plain_actions and given.view(np.uint64).max() < spec.action_size:
+            return given.copy()  # none is negative, which would read as a huge one
         if (wrong := ((given < 0) | (given >= self._sizes)) & self._alive).any():
             row, index = np.argwhere(wrong)[0]
             raise ValueError(
@@ -399,7 +418,7 @@ class VectorEnv(AgentsEnv):
     def _complete(self, frame: Frame, readable: np.ndarray, rows: Sequence[int]) -> None:
         """Fill what all rows have in common, check that everything is finite, and keep the frame."""
         spec = self.task_spec
-        if not spec.continuous:
+        if not spec.continuous and not readable.all():
             stepped = np.zeros(self.n_envs, dtype=bool)
             stepped[list(rows)] = True
             mute = ~readable & stepped[:, None]
@@ -409,11 +428,14 @@ class VectorEnv(AgentsEnv):
                 frame["state"][row] = self.envs[row].state()
         else:
             frame["state"][:] = frame["observation"].reshape(self.n_envs, -1)
-        for key in ("observation", "reward", "state"):
-            if not np.isfinite(frame[key]).all():
-                self._report_not_finite(key, frame[key])
+        checked = ("observation", "reward", "state") if spec.own_state else ("observation", "reward")
+        if not np.isfinite(sum(float(frame[key].sum()) for key in checked)):  # or a sum of finite numbers overflowed
+            for key in checked:
+                if not np.isfinite(frame[key]).all():
+                    self._report_not_finite(key, frame[key])
         self._frame = frame
         self._alive = frame["alive"].copy()
+        self._all_alive = bool(self._alive.all())
 
     def _report_not_finite(self, key: str, array: np.ndarray) -> None:
         position = np.argwhere(~np.isfinite(array))[0]
@@ -421,12 +443,13 @@ class VectorEnv(AgentsEnv):
         raise ValueError(f"{self._where(position[0])}: {key}{who} is {array[tuple(position)]}, not a finite number")
 
     def _tensordict(self, frame: Frame, *, reward: bool) -> TensorDict:
-        tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
+        return self._entries({key: torch.from_numpy(array) for key, array in frame.items()}, reward=reward)
+
+    def _entries(self, tensors: dict[str, Tensor], *, reward: bool) -> TensorDict:
         agents = {key: tensor for key, tensor in tensors.items() if key not in _ROOT and (reward or key != "reward")}
         root: dict[str, Any] = {key: tensors[key] for key in _ROOT if key in tensors}
-        size = self.batch_size
-        root[self.task_spec.group] = TensorDict(agents, batch_size=(*size, self.task_spec.n_agents))
-        return TensorDict(root, batch_size=size)
+        root[self.task_spec.group] = assemble(agents, self._agents_size)
+        return assemble(root, self.batch_size)
 
     def _where(self, row: int) -> str:
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"

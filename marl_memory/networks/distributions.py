@@ -31,13 +31,18 @@ class MaskedCategorical:
         """``[*B, A, P]``."""
         return F.log_softmax(self.logits, dim=-1)
 
-    def sample(self, generator: Generator) -> Tensor:
-        """``[*B, A]`` int64, by inversion: the first action whose cumulated weight exceeds u times their sum."""
-        weights = (self.logits - self.logits.amax(-1, keepdim=True)).exp()
-        cumulated = weights.cumsum(-1)
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions ``[*B, A]`` int64 and their log-probabilities ``[*B, A]``.
+
+        By inversion: the first action whose cumulated weight exceeds u times their sum.
+        """
+        shifted = self.logits - self.logits.amax(-1, keepdim=True)
+        cumulated = shifted.exp().cumsum(-1)
+        total = cumulated[..., -1:]
         # u is a multiple of 2^-24 (float64: 2^-53) below 1, so that u times the sum rounds to less than the sum.
-        u = torch.rand((*weights.shape[:-1], 1), generator=generator, dtype=weights.dtype)
-        return (cumulated <= u * cumulated[..., -1:]).sum(-1)
+        u = torch.rand(total.shape, generator=generator, dtype=total.dtype)
+        action = (cumulated <= u * total).sum(-1, keepdim=True)
+        return action.squeeze(-1), (shifted.gather(-1, action) - total.log()).squeeze(-1)
 
     @property
     def mode(self) -> Tensor:
@@ -72,10 +77,11 @@ class TanhNormal:
     def _squash(self, u: Tensor) -> Tensor:
         return self.centre + self.half_range * torch.tanh(u).clamp(-self.LIMIT, self.LIMIT)
 
-    def sample(self, generator: Generator) -> Tensor:
-        """``[*B, A, P]``."""
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions ``[*B, A, P]`` and their log-densities ``[*B, A]``."""
         noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
-        return self._squash(self.loc + self.scale * noise)
+        action = self._squash(self.loc + self.scale * noise)
+        return action, self.log_prob(action)
 
     @property
     def mode(self) -> Tensor:

@@ -31,9 +31,9 @@ class BankedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(banks, 1, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[G, R, in] → [G, R, out]``."""
-        if len(self.weight) == 1:  # the same numbers as the product below, by the faster routine
-            return F.linear(x[0], self.weight[0], self.bias[0, 0]).unsqueeze(0)
+        """``[G, R, in] → [G, R, out]``; with one bank ``[*B, in] → [*B, out]``, the same by the faster routine."""
+        if len(self.weight) == 1:
+            return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
         return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
 
 
@@ -83,12 +83,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
-        batch = x.shape[:-1]
-        rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
+        batch, rows = x.shape[:-1], x
+        if self.banks > 1:
+            rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
         for i, layer in enumerate(self.layers):
             if i > 0:
                 rows = self.activation(rows)
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
             rows = layer(rows)
-        return rows.transpose(0, 1).reshape(*batch, rows.shape[-1])
+        return rows if self.banks == 1 else rows.transpose(0, 1).reshape(*batch, rows.shape[-1])

@@ -162,8 +162,10 @@ class Collector:
             self.env_seconds += time.perf_counter() - started
             if self.batch is None:
                 self._allocate(td)
-            for key, rows in self.leaves:
-                rows[t].copy_(td.get(key))
+            for parent, leaves in self.leaves:
+                node = td.get(parent) if parent else td
+                for name, rows in leaves:
+                    rows[t].copy_(node.get(name))
         assert self.batch is not None
         k = self.env.task_spec.keys
         success = self.batch.get(("next", k.success), None)
@@ -184,7 +186,12 @@ class Collector:
         for key, tail in self.learn_entries.items():
             batch.set(key, torch.zeros(*shape, *tail))
         self.batch = batch.lock_()
-        self.leaves = [(key, list(batch.get(key).unbind(0))) for key in leaves]
+        # By parent: looking up one name costs a fraction of looking up a path.
+        by_parent: dict[tuple[str, ...], list[tuple[str, list[Tensor]]]] = {}
+        for key in leaves:
+            *parent, name = (key,) if isinstance(key, str) else key
+            by_parent.setdefault(tuple(parent), []).append((name, list(batch.get(key).unbind(0))))
+        self.leaves = list(by_parent.items())
 
     def reset(self, seed: int) -> None:
         """Start every environment anew; running episodes are cut."""

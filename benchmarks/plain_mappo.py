@@ -139,10 +139,16 @@ class Learner:
         return self.critic(data[prefix + ("state" if self.settings.centralised else "observation")]).squeeze(-1)
 
 
+def weights_and_biases(layer: Any) -> tuple[Tensor, Tensor]:
+    """``[G, out, in]`` and ``[G, out]`` of a layer of the library's, which has one bank or G."""
+    weight = layer.weight.reshape(-1, *layer.weight.shape[-2:])
+    return weight, layer.bias.reshape(len(weight), -1)
+
+
 def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
     """A plain learner with the weights, the dtype and the optimiser settings of a learner of the library's."""
     spec, layers = ours.spec, ours.actor.body.layers
-    hidden, activation = [layer.weight.shape[1] for layer in layers[:-1]], nn.ReLU
+    hidden, activation = [layer.weight.shape[-2] for layer in layers[:-1]], nn.ReLU
     if ours.actor.body.activation is torch.tanh:
         activation = nn.Tanh
     agents, shared = spec.n_agents, ours.critic.banks == 1 and spec.n_agents > 1
@@ -159,10 +165,11 @@ def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
     for network, copied in ((actor, ours.actor), (critic, ours.critic)):
         linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
         for slot, layer in enumerate(copied.body.layers):
-            for bank in range(len(layer.weight)):
+            weights, biases = weights_and_biases(layer)
+            for bank, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 linear = linears[bank * (len(hidden) + 1) + slot]
-                linear.weight.data.copy_(layer.weight[bank])
-                linear.bias.data.copy_(layer.bias[bank, 0])
+                linear.weight.data.copy_(weight)
+                linear.bias.data.copy_(bias)
     log_std = None if ours.actor.log_std is None else nn.Parameter(ours.actor.log_std.detach().clone())
     parameters = [*actor.parameters(), *critic.parameters(), *([] if log_std is None else [log_std])]
     group = ours.optimiser.param_groups[0]

@@ -161,12 +161,11 @@ class VectorEnv(AgentsEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step all environments, or those that TorchRL's mask ``_step`` ``[N, 1]`` names."""
-        return self._tensordict(self._advance(tensordict), reward=True)
+        return self._tensordict(self._advance(tensordict, self._rows(tensordict, "_step")), reward=True)
 
-    def _advance(self, tensordict: TensorDictBase) -> Frame:
+    def _advance(self, tensordict: TensorDictBase, rows: Sequence[int]) -> Frame:
         if self._frame is None:
             raise RuntimeError("step() before the first reset()")
-        rows = self._rows(tensordict, "_step")
         actions = self._actions(tensordict)
         frame = {key: array.copy() for key, array in self._template.items()}
         readable = np.zeros_like(self._alive)
@@ -182,7 +181,9 @@ class VectorEnv(AgentsEnv):
                     array[idle] = self._frame[key][idle]
         self._complete(frame, readable, rows)
         limit = self.task_spec.max_episode_steps
-        if limit is not None and (late := (self._steps >= limit) & ~frame["done"][:, 0]).any():
+        if limit is None or self._steps.max() < limit:
+            return frame
+        if (late := (self._steps >= limit) & ~frame["done"][:, 0]).any():
             raise ValueError(
                 f"environment {int(late.argmax())} of {self.task_spec.name} goes on after max_episode_steps={limit}: "
                 "the environment must truncate there itself, or the limit is another"
@@ -191,7 +192,7 @@ class VectorEnv(AgentsEnv):
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, with the second TensorDict made of the tensors of the first."""
-        frame = self._advance(tensordict)
+        frame = self._advance(tensordict, self._rows(tensordict, "_step"))
         tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
         tensordict.set("next", self._entries(tensors, reward=True))
         if frame["done"].any():

@@ -8,33 +8,48 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "gelu": F.gelu}
 
 
 class BankedLinear(nn.Module):
-    """G linear maps side by side, one per bank of parameters; G = 1 is the ordinary linear layer.
+    """G linear maps side by side, one per bank of parameters.
 
     Args:
         in_features, out_features: sizes.
         banks: G.
-        gain: scale of the orthogonal initialisation; biases start at 0.
-        generator: where the initial weights are drawn from.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, banks: int, gain: float, generator: Generator) -> None:
+    def __init__(self, in_features: int, out_features: int, *, banks: int) -> None:
         super().__init__()
-        weight = torch.empty(banks, out_features, in_features)
-        for bank in weight:
-            nn.init.orthogonal_(bank, gain, generator=generator)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(banks, 1, out_features))
+        self.weight = nn.Parameter(torch.empty(banks, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(banks, 1, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[G, R, in] → [G, R, out]``; with one bank ``[*B, in] → [*B, out]``, the same by the faster routine."""
-        if len(self.weight) == 1:
-            return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
+        """``[G, R, in] → [G, R, out]``."""
         return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
+
+
+def linear(in_features: int, out_features: int, *, banks: int, gain: float, generator: Generator) -> nn.Module:
+    """One linear map or ``banks`` of them, with orthogonal weights scaled by ``gain`` and biases of 0.
+
+    Args:
+        in_features, out_features: sizes.
+        banks: how many maps; 1 is the ordinary ``nn.Linear``.
+        gain: scale of the orthogonal initialisation.
+        generator: where the initial weights are drawn from.
+    """
+    if banks == 1:
+        layer = skip_init(
+            nn.Linear, in_features, out_features
+        )  # its own initialisation draws from the global generator
+    else:
+        layer = BankedLinear(in_features, out_features, banks=banks)
+    for bank in layer.weight.data.view(banks, out_features, in_features):
+        nn.init.orthogonal_(bank, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class MLP(nn.Module):
@@ -74,7 +89,7 @@ class MLP(nn.Module):
         sizes = [in_features, *hidden, out_features]
         gains = [nn.init.calculate_gain(activation) if activation in ("relu", "tanh") else math.sqrt(2)] * len(hidden)
         self.layers = nn.ModuleList(
-            BankedLinear(i, o, banks=banks, gain=gain, generator=generator)
+            linear(i, o, banks=banks, gain=gain, generator=generator)
             for i, o, gain in zip(sizes, sizes[1:], [*gains, output_gain], strict=False)
         )
         self.layer_norm = layer_norm

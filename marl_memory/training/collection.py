@@ -162,10 +162,11 @@ class Collector:
             self.env_seconds += time.perf_counter() - started
             if self.batch is None:
                 self._allocate(td)
-            for parent, leaves in self.leaves:
+            stepped: list[Tensor] = []
+            for parent, names in self.leaves:
                 node = td.get(parent) if parent else td
-                for name, rows in leaves:
-                    rows[t].copy_(node.get(name))
+                stepped += map(node.get, names)
+            torch._foreach_copy_(self.rows[t], stepped)
         assert self.batch is not None
         k = self.env.task_spec.keys
         success = self.batch.get(("next", k.success), None)
@@ -187,11 +188,13 @@ class Collector:
             batch.set(key, torch.zeros(*shape, *tail))
         self.batch = batch.lock_()
         # By parent: looking up one name costs a fraction of looking up a path.
-        by_parent: dict[tuple[str, ...], list[tuple[str, list[Tensor]]]] = {}
+        by_parent: dict[tuple[str, ...], list[str]] = {}
         for key in leaves:
             *parent, name = (key,) if isinstance(key, str) else key
-            by_parent.setdefault(tuple(parent), []).append((name, list(batch.get(key).unbind(0))))
+            by_parent.setdefault(tuple(parent), []).append(name)
         self.leaves = list(by_parent.items())
+        columns = [batch.get((*parent, name)).unbind(0) for parent, names in self.leaves for name in names]
+        self.rows = [list(row) for row in zip(*columns, strict=True)]
 
     def reset(self, seed: int) -> None:
         """Start every environment anew; running episodes are cut."""

@@ -213,10 +213,10 @@ def test_100_updates_equal_the_plain_transcripts(case: str) -> None:
     for network, ours in ((reference.actor, algorithm.actor), (reference.critic, algorithm.critic)):
         theirs = linears(network)
         for slot, layer in enumerate(ours.body.layers):
-            for bank in range(len(layer.weight)):
+            for bank, (weight, bias) in enumerate(zip(*plain.weights_and_biases(layer), strict=True)):
                 linear = theirs[bank * len(ours.body.layers) + slot]
-                torch.testing.assert_close(layer.weight[bank], linear.weight, atol=1e-6, rtol=1e-6)
-                torch.testing.assert_close(layer.bias[bank, 0], linear.bias, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(weight, linear.weight, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(bias, linear.bias, atol=1e-6, rtol=1e-6)
     if spec.continuous:
         torch.testing.assert_close(algorithm.actor.log_std, reference.log_std, atol=1e-6, rtol=1e-6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -40,12 +41,10 @@ def linear(in_features: int, out_features: int, *, banks: int, gain: float, gene
         gain: scale of the orthogonal initialisation.
         generator: where the initial weights are drawn from.
     """
-    if banks == 1:
-        layer = skip_init(
-            nn.Linear, in_features, out_features
-        )  # its own initialisation draws from the global generator
-    else:
+    if banks > 1:
         layer = BankedLinear(in_features, out_features, banks=banks)
+    else:  # without its own initialisation, which draws from the global generator
+        layer = cast(nn.Linear, skip_init(nn.Linear, in_features, out_features))
     for bank in layer.weight.data.view(banks, out_features, in_features):
         nn.init.orthogonal_(bank, gain, generator=generator)
     nn.init.zeros_(layer.bias)

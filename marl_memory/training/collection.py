@@ -166,7 +166,7 @@ class Collector:
             for parent, names in self.leaves:
                 node = td.get(parent) if parent else td
                 stepped += map(node.get, names)
-            torch._foreach_copy_(self.rows[t], stepped)
+            torch._foreach_copy_(self.rows[t], stepped)  # pyright: ignore[reportPrivateImportUsage]
         assert self.batch is not None
         k = self.env.task_spec.keys
         success = self.batch.get(("next", k.success), None)

@@ -55,11 +55,14 @@ def _jax() -> Any:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    streams = sys.stdout, sys.stderr
     try:
         import jax
         import jaxmarl  # noqa: F401
     except ImportError as error:
         raise ImportError('SMAX needs JaxMARL: pip install "marl-memory[smax]"') from error
+    finally:  # importing JaxMARL points them at the terminal: a notebook, or whoever redirects output, would lose it
+        sys.stdout, sys.stderr = streams
     return jax
 
 

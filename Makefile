@@ -23,7 +23,7 @@ ADD_VENV = { test -x /usr/bin/apt-get && package=$$($(PYTHON) -c 'import sys; pr
 	&& $$root apt-get update -qq && $$root apt-get install -y -qq $$package >/dev/null; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow check format docs lock clean
+.PHONY: help install train test test-slow check bench format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ check: $(STAMP) ## format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench: $(STAMP) ## speed beside plain PyTorch, raw environments and, with BENCHMARL_PYTHON, BenchMARL; exit code 1 if a bound is missed
+	$(BIN)/python -m benchmarks --json build/bench.json $(ARGS)
 
 format: $(STAMP) ## format, and repair what ruff can repair
 	$(BIN)/ruff format .

@@ -42,11 +42,11 @@ class Settings:
     high: Tensor | None = None
 
 
-def stack(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+def stack(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers with activations between them."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        layers += [nn.ReLU()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
+        layers += [activation()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
     return nn.Sequential(*layers)
 
 
@@ -57,13 +57,16 @@ class Net(nn.Module):
         sizes: of the layers; the input is without the one-hot.
         agents: A.
         shared: one network instead of A.
+        activation: of the hidden layers.
     """
 
-    def __init__(self, sizes: Sequence[int], agents: int, *, shared: bool) -> None:
+    def __init__(
+        self, sizes: Sequence[int], agents: int, *, shared: bool, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__()
         self.one_hot = shared and agents > 1
         first = sizes[0] + (agents if self.one_hot else 0)
-        self.parts = nn.ModuleList(stack([first, *sizes[1:]]) for _ in range(1 if shared else agents))
+        self.parts = nn.ModuleList(stack([first, *sizes[1:]], activation) for _ in range(1 if shared else agents))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, A, in] → [*B, A, out]``."""
@@ -77,14 +80,26 @@ class Net(nn.Module):
 class StateValue(nn.Module):
     """V of the global state: one value where the reward is common, else one head per agent."""
 
-    def __init__(self, sizes: Sequence[int], agents: int) -> None:
+    def __init__(self, sizes: Sequence[int], agents: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
-        self.agents, self.net = agents, stack(sizes)
+        self.agents, self.net = agents, stack(sizes, activation)
 
     def forward(self, state: Tensor) -> Tensor:
         """``[*B, S] → [*B, A, 1]``."""
         values = self.net(state)
         return values.expand(*values.shape[:-1], self.agents).unsqueeze(-1)
+
+
+class StateOfEach(nn.Module):
+    """V_i(s): each agent's own network of the state."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, state: Tensor) -> Tensor:
+        """``[*B, S] → [*B, A, 1]``."""
+        return self.net(state.unsqueeze(-2).expand(*state.shape[:-1], len(self.net.parts), -1))
 
 
 class ValueNormaliser:
@@ -122,6 +137,44 @@ class Learner:
     def values(self, data: Batch, prefix: str = "") -> Tensor:
         """The critic network's output ``[*B, A]``."""
         return self.critic(data[prefix + ("state" if self.settings.centralised else "observation")]).squeeze(-1)
+
+
+def weights_and_biases(layer: Any) -> tuple[Tensor, Tensor]:
+    """``[G, out, in]`` and ``[G, out]`` of a layer of the library's, which has one bank or G."""
+    weight = layer.weight.reshape(-1, *layer.weight.shape[-2:])
+    return weight, layer.bias.reshape(len(weight), -1)
+
+
+def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
+    """A plain learner with the weights, the dtype and the optimiser settings of a learner of the library's."""
+    spec, layers = ours.spec, ours.actor.body.layers
+    hidden, activation = [layer.weight.shape[-2] for layer in layers[:-1]], nn.ReLU
+    if ours.actor.body.activation is torch.tanh:
+        activation = nn.Tanh
+    agents, shared = spec.n_agents, ours.critic.banks == 1 and spec.n_agents > 1
+    options = {"shared": shared, "activation": activation}
+    actor = Net([spec.observation_size, *hidden, spec.action_size], agents, **options)
+    if not settings.centralised:
+        critic: nn.Module = Net([spec.observation_size, *hidden, 1], agents, **options)
+    elif shared:
+        critic = StateValue([spec.state_size, *hidden, 1 if spec.common_reward else agents], agents, activation)
+    else:
+        critic = StateOfEach(Net([spec.state_size, *hidden, 1], agents, **options))
+    dtype = layers[0].weight.dtype
+    actor, critic = actor.to(dtype), critic.to(dtype)
+    for network, copied in ((actor, ours.actor), (critic, ours.critic)):
+        linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        for slot, layer in enumerate(copied.body.layers):
+            weights, biases = weights_and_biases(layer)
+            for bank, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                linear = linears[bank * (len(hidden) + 1) + slot]
+                linear.weight.data.copy_(weight)
+                linear.bias.data.copy_(bias)
+    log_std = None if ours.actor.log_std is None else nn.Parameter(ours.actor.log_std.detach().clone())
+    parameters = [*actor.parameters(), *critic.parameters(), *([] if log_std is None else [log_std])]
+    group = ours.optimiser.param_groups[0]
+    adam = torch.optim.Adam(parameters, lr=ours.lr, eps=group["eps"], betas=group["betas"], fused=fused)
+    return Learner(settings, actor, critic, adam, None if ours.value_norm is None else ValueNormaliser(), log_std)
 
 
 def advantages(
@@ -234,9 +287,8 @@ class Smax:
     """N battles of JaxMARL's SMAX in one jitted call; arrays cross to PyTorch over dlpack."""
 
     def __init__(self, scenario: str, n_envs: int, seed: int) -> None:
-        for name, value in {"JAX_PLATFORMS": "cpu", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}.items():
+        for name, value in {"JAX_PLATFORMS": "cpu", "PJRT_NPROC": "1"}.items():
             os.environ.setdefault(name, value)
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
         import jax
         from jax import numpy as jnp
         from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario

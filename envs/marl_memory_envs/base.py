@@ -22,6 +22,11 @@ def environment_seeds(run_seed: int, n_envs: int) -> list[int]:
     return distinct[:n_envs]
 
 
+def assemble(entries: dict[str, Any], batch_size: torch.Size) -> TensorDict:
+    """A TensorDict of entries that are known to fit: without the checks, which cost some 20 µs at every step."""
+    return TensorDict._new_unsafe(source=entries, batch_size=batch_size)
+
+
 class AgentsEnv(EnvBase):
     """N environments with A agents each, batch size ``[N]``; the entries are those of `marl_memory.keys.Keys`.
 
@@ -92,9 +97,12 @@ class AgentsEnv(EnvBase):
         done: Tensor = following.get("done")
         if done.any():
             return tensordict, self._reset(TensorDict({"_reset": done}, batch_size=self.batch_size))
-        following = following.copy()
-        following.get(self.task_spec.group).pop("reward")  # as in TorchRL's: a reward belongs to ("next", …) only
-        return tensordict, following
+        entries = {name: following.get(name) for name in following.keys()}
+        group = entries[self.task_spec.group]
+        seen = {name: group.get(name) for name in group.keys() if name != "reward"}
+        # As in TorchRL's: a reward belongs to ("next", …) only.
+        entries[self.task_spec.group] = assemble(seen, group.batch_size)
+        return tensordict, assemble(entries, following.batch_size)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Everything the simulator knows, as tensors; only where `resumable`."""

@@ -23,7 +23,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.spec import TaskSpec
-from marl_memory_envs.base import AgentsEnv, environment_seeds
+from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
 
 REQUIRES = {"jaxmarl": "smax"}
 """Packages this module needs beyond the core, and the extra of ``marl-memory`` that installs each."""
@@ -47,14 +47,14 @@ def _jax() -> Any:
     """Import JAX for small CPU computations beside PyTorch, unless the process has set it up otherwise.
 
     Where JAX is not imported yet and the variables are not set: it runs on the CPU (``JAX_PLATFORMS=cpu``; elsewhere it
-    would reserve most of a GPU's memory, which PyTorch needs), on one thread (``XLA_FLAGS``; a vector step is too small
-    to share out, and runs side by side would take each other's cores), which is the calling one
-    (``JAX_CPU_ENABLE_ASYNC_DISPATCH=0``; nobody has anything to do meanwhile, and a handover costs some 80 µs).
+    would reserve most of a GPU's memory, which PyTorch needs) with one worker thread (``PJRT_NPROC=1``: a vector step
+    is too small to share out, the other threads would only wait for it, and runs side by side would take each other's
+    cores), and a call computes before it returns (nobody has anything to do meanwhile; a handover costs some 80 µs).
     """
-    if "jax" not in sys.modules:
+    first = "jax" not in sys.modules
+    if first:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+        os.environ.setdefault("PJRT_NPROC", "1")
     streams = sys.stdout, sys.stderr
     try:
         import jax
@@ -63,6 +63,8 @@ def _jax() -> Any:
         raise ImportError('SMAX needs JaxMARL: pip install "marl-memory[smax]"') from error
     finally:  # importing JaxMARL points them at the terminal: a notebook, or whoever redirects output, would lose it
         sys.stdout, sys.stderr = streams
+    if first:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return jax
 
 
@@ -126,6 +128,7 @@ class Simulator:
         self.game = HeuristicEnemySMAX(scenario=_scenarios()[arguments.pop("map")], **arguments)
         self.cpu = jax.devices("cpu")[0]
         self.spec = _task_spec(options, self.game)
+        self._layouts: dict[int, Any] = {}
         self.start = jax.jit(jax.vmap(jax.random.PRNGKey))
         self.observe = jax.jit(self._observe)
         self.reset = jax.jit(self._reset)
@@ -146,19 +149,21 @@ class Simulator:
 
     def unpack(self, floats: Any, bools: Any) -> dict[str, Tensor]:
         """Name and shape the views of two packed arrays (no copy); each entry is contiguous."""
-        # JAX computes in the background: PyTorch may look only at what is ready.
-        packed = (torch.from_dlpack(array.block_until_ready()) for array in (floats, bools))
+        layout = self._layouts.get(len(bools))
+        if layout is None:
+            layout = self._layouts[len(bools)] = _layout(self.spec, len(bools))
         entries: dict[str, Tensor] = {}
-        for flat, (names, shapes, sizes) in zip(packed, _layout(self.spec, len(bools)), strict=True):
-            parts = flat.split_with_sizes(sizes)
-            entries.update({name: part.view(shape) for name, shape, part in zip(names, shapes, parts, strict=True)})
+        for array, (names, shapes, sizes) in zip((floats, bools), layout, strict=True):
+            # JAX may compute in the background: PyTorch may look only at what is ready.
+            parts = torch.from_dlpack(array.block_until_ready()).split_with_sizes(sizes)
+            for name, shape, part in zip(names, shapes, parts, strict=True):
+                entries[name] = part.view(shape)
         return entries
 
     def _observe(self, carry: Any) -> tuple[Any, Any]:
         """What can be seen of the states as they are: packed floats and bools, rewards 0."""
-        jnp = _jax().numpy
         states = carry[1]
-        return self._pack(states, jnp.zeros(states.state.done.shape, jnp.float32))
+        return _pack(self._show(states, _jax().numpy.zeros(states.state.done.shape)))
 
     def _reset(self, carry: Any, which: Any) -> tuple[Any, Any, Any]:
         """Begin anew where ``which [N]`` holds; returns the carry and the packed floats and bools."""
@@ -168,23 +173,31 @@ class Simulator:
 
     def _step(self, carry: Any, actions: Any) -> tuple[Any, Any, Any]:
         """One step with ``actions [N, A]``; returns the carry and the packed floats and bools."""
-        jax = _jax()
-        keys, used = self._split(carry[0])
-        actions = jax.numpy.where(carry[1].state.unit_alive[:, : self.spec.n_agents], actions, STOP)
-        by_name = {agent: actions[:, i] for i, agent in enumerate(self.spec.agents)}
-        _, states, rewards, _, _ = jax.vmap(self.game.step_env)(used, carry[1], by_name)
-        states = _strong(states)
-        # A common reward: every ally gets the same, dead ones too.
-        return (keys, states), *self._pack(states, rewards[self.spec.agents[0]])
+        carry, shown = self._advance(carry, actions)
+        return carry, *_pack(shown)
 
     def _step_and_reset(self, carry: Any, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """A step, then a reset where an episode ended: the carry, what the step showed, what to act on."""
-        carry, floats, bools = self._step(carry, actions)
-        done = carry[1].state.done
-        carry, *following = _jax().lax.cond(
-            done.any(), lambda c: self._reset(c, done), lambda c: (c, floats, bools), carry
-        )
-        return carry, floats, bools, *following
+        """A step, then a reset where an episode ended: the carry, what the step showed, what to act on.
+
+        Only a few battles end at a step: they begin anew a handful at a time, which is less work than all N with most
+        of it thrown away.
+        """
+        jax = _jax()
+        jnp = jax.numpy
+        carry, shown = self._advance(carry, actions)
+        n = len(shown["done"])
+        slots = max(n // 16, 1)
+
+        def begin_some(loop: Any) -> Any:
+            carry, seen, waiting = loop
+            rows = jnp.nonzero(waiting, size=slots, fill_value=n)[0]  # n: an empty slot, dropped below
+            new = self._new(carry[0].at[rows].get(mode="clip"))
+            put = lambda old, new: old.at[rows].set(new, mode="drop")  # noqa: E731
+            carry, seen = jax.tree.map(put, (carry, seen), (new, self._show(new[1], jnp.zeros(slots))))
+            return carry, seen, waiting.at[rows].set(False, mode="drop")
+
+        carry, following, _ = jax.lax.while_loop(lambda loop: loop[2].any(), begin_some, (carry, shown, shown["done"]))
+        return carry, *_pack(shown), *_pack(following)
 
     def _new(self, keys: Any) -> Any:
         """A new battle for every key: the carry of its start."""
@@ -196,8 +209,19 @@ class Simulator:
         pairs = _jax().vmap(_jax().random.split)(keys)
         return pairs[:, 0], pairs[:, 1]
 
-    def _pack(self, states: Any, reward: Any) -> tuple[Any, Any]:
-        """Everything an environment shows of its ``states``, in the order of `FLOATS` and of `BOOLS`."""
+    def _advance(self, carry: Any, actions: Any) -> tuple[Any, dict[str, Any]]:
+        """One step with ``actions [N, A]``; returns the carry and what it shows."""
+        jax = _jax()
+        keys, used = self._split(carry[0])
+        actions = jax.numpy.where(carry[1].state.unit_alive[:, : self.spec.n_agents], actions, STOP)
+        by_name = {agent: actions[:, i] for i, agent in enumerate(self.spec.agents)}
+        _, states, rewards, _, _ = jax.vmap(self.game.step_env)(used, carry[1], by_name)
+        states = _strong(states)
+        # A common reward: every ally gets the same, dead ones too.
+        return (keys, states), self._show(states, rewards[self.spec.agents[0]])
+
+    def _show(self, states: Any, reward: Any) -> dict[str, Any]:
+        """Everything an environment shows of its ``states``, by name, each ``[N, …]``; ``reward [N]`` is the team's."""
         jax, a = _jax(), self.spec.n_agents
         jnp = jax.numpy
         unit_alive = states.state.unit_alive
@@ -222,8 +246,7 @@ class Simulator:
             "action_mask": jnp.where(acts[..., None], mask, nothing),
             "alive": acts, "done": done, "terminated": terminated, "truncated": done & ~terminated, "success": won,
         }  # fmt: skip
-        flat_floats = jnp.concatenate([floats[name].reshape(-1).astype(jnp.float32) for name in FLOATS])
-        return flat_floats, jnp.concatenate([bools[name].reshape(-1) for name in BOOLS])
+        return {name: entry.astype(jnp.float32) for name, entry in floats.items()} | bools
 
 
 @cache
@@ -343,6 +366,8 @@ class SmaxVector(AgentsEnv):
         super().__init__(spec, n_envs)
         self._carry = self.simulator.blank(environment_seeds(seed, n_envs))
         self._started = False
+        self._action_key = spec.keys.action
+        self._agents_size = torch.Size((n_envs, spec.n_agents))
 
     def _set_seed(self, seed: int | None) -> None:
         """Derive every battle's key anew; battles under way go on from where they stand, until they are reset."""
@@ -403,18 +428,18 @@ class SmaxVector(AgentsEnv):
         """``[N, A]`` int32 (JAX has no int64 here)."""
         if not self._started:
             raise RuntimeError("step() before the first reset()")
-        action = tensordict.get(self.task_spec.keys.action)
-        low, high = action.aminmax()
-        if low < 0 or high >= self.task_spec.action_size:
-            raise ValueError(f"actions from {int(low)} to {int(high)}: there are {self.task_spec.action_size}, from 0")
-        return action.to(torch.int32).numpy()
+        action = tensordict.get(self._action_key).numpy()
+        if action.view(np.uint64).max() >= self.task_spec.action_size:  # a negative one reads as a huge one
+            low, high = action.min(), action.max()
+            raise ValueError(f"actions from {low} to {high}: there are {self.task_spec.action_size}, from 0")
+        return action.astype(np.int32)
 
     def _entries(self, floats: Any, bools: Any, reward: bool) -> TensorDict:
         seen = self.simulator.unpack(floats, bools)
         names = ("observation", "action_mask", "alive", "discount") + (("reward",) if reward else ())
-        group = TensorDict({name: seen[name] for name in names}, batch_size=(self.n_envs, self.task_spec.n_agents))
+        group = assemble({name: seen[name] for name in names}, self._agents_size)
         rest = {name: seen[name] for name in ("state", "done", "terminated", "truncated", "success")}
-        return TensorDict({self.task_spec.group: group, **rest}, batch_size=self.batch_size)
+        return assemble({self.task_spec.group: group, **rest}, self.batch_size)
 
 
 def parallel_env(map: str, **options: Any) -> Smax:
@@ -468,7 +493,6 @@ def _task_spec(options: Options, game: Any) -> TaskSpec:
     )
 
 
-@cache
 def _layout(spec: TaskSpec, n_bools: int) -> tuple[tuple[tuple[str, ...], list[tuple[int, ...]], list[int]], ...]:
     """Of the packed floats and of the packed bools (``n_bools`` of them): names, shapes and sizes, in their order."""
     a, p = spec.n_agents, spec.action_size
@@ -486,6 +510,13 @@ def _layout(spec: TaskSpec, n_bools: int) -> tuple[tuple[tuple[str, ...], list[t
         own = [shapes.get(name, (n, 1)) for name in names]
         layout.append((names, own, [math.prod(shape) for shape in own]))
     return tuple(layout)
+
+
+def _pack(shown: dict[str, Any]) -> tuple[Any, Any]:
+    """The entries as two flat arrays, in the order of `FLOATS` and of `BOOLS`."""
+    join = _jax().numpy.concatenate
+    floats, bools = (join([shown[name].reshape(-1) for name in names]) for names in (FLOATS, BOOLS))
+    return floats, bools
 
 
 def _where(which: Any, new: Any, old: Any) -> Any:

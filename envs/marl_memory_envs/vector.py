@@ -17,15 +17,31 @@ import numpy as np
 import torch
 from pettingzoo import AECEnv, ParallelEnv
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from marl_memory.spec import TaskSpec
-from marl_memory_envs.base import AgentsEnv, environment_seeds
+from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
 from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, read_team
 
 Frame = dict[str, np.ndarray]
 """The entries of one vector step, each ``[N, …]``."""
 
+COMMON = 1e-5
+"""How far apart the rewards of a team may be, relative to their size, and still count as one."""
+
 _ROOT = ("state", "done", "terminated", "truncated", "success")
+
+
+class WholeTeams:
+    """The rows of one vector step in which every agent acted and goes on acting: the usual case, written together.
+
+    ``observations`` and ``rewards`` hold one entry per agent, row after row.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.observations: list[np.ndarray] = []
+        self.rewards: list[float] = []
 
 
 class VectorEnv(AgentsEnv):
@@ -85,13 +101,20 @@ class VectorEnv(AgentsEnv):
         self.envs = list(envs)
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
+        self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
+        self._team = list(spec.agents)
+        self._agents_size = torch.Size((self.n_envs, spec.n_agents))
+        self._dict_observations = any(agent.dict_observation for agent in agents)
+        self._one_width = len(set(spec.observation_sizes)) == 1
+        self._one_size = len(set(spec.action_sizes)) == 1
+        self._plain_actions = self._one_size and not self._noop.any()
         self._success_key = success
         self._template = _template(spec, self.n_envs)
         self._sizes = np.array(spec.action_sizes)
-        self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._seeds: list[int | None] = [None] * self.n_envs
         self._frame: Frame | None = None
         self._alive = np.zeros((self.n_envs, spec.n_agents), dtype=bool)
+        self._all_alive = False
         self._listed: list[list[str]] = [[] for _ in envs]  # the agents whose actions each env.step expects
         self._acting: list[list[str]] = [[] for _ in envs]  # those of them that are alive
         self._cut = np.zeros(self.n_envs, dtype=bool)  # whether an agent was truncated in this episode
@@ -138,14 +161,19 @@ class VectorEnv(AgentsEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step all environments, or those that TorchRL's mask ``_step`` ``[N, 1]`` names."""
+        return self._tensordict(self._advance(tensordict, self._rows(tensordict, "_step")), reward=True)
+
+    def _advance(self, tensordict: TensorDictBase, rows: Sequence[int]) -> Frame:
         if self._frame is None:
             raise RuntimeError("step() before the first reset()")
-        rows = self._rows(tensordict, "_step")
         actions = self._actions(tensordict)
         frame = {key: array.copy() for key, array in self._template.items()}
         readable = np.zeros_like(self._alive)
+        whole = WholeTeams()
         for row in rows:
-            self._step_row(frame, readable, row, actions[row])
+            self._step_row(frame, readable, row, actions[row], whole)
+        if whole.rows:
+            self._write_whole(frame, readable, whole)
         if len(rows) < self.n_envs:
             idle = np.setdiff1d(np.arange(self.n_envs), rows)
             for key, array in frame.items():
@@ -153,26 +181,54 @@ class VectorEnv(AgentsEnv):
                     array[idle] = self._frame[key][idle]
         self._complete(frame, readable, rows)
         limit = self.task_spec.max_episode_steps
-        if limit is not None and (late := (self._steps >= limit) & ~frame["done"][:, 0]).any():
+        if limit is None or self._steps.max() < limit:
+            return frame
+        if (late := (self._steps >= limit) & ~frame["done"][:, 0]).any():
             raise ValueError(
                 f"environment {int(late.argmax())} of {self.task_spec.name} goes on after max_episode_steps={limit}: "
                 "the environment must truncate there itself, or the limit is another"
             )
-        return self._tensordict(frame, reward=True)
+        return frame
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """As in `AgentsEnv`, with the second TensorDict made of the tensors of the first."""
+        frame = self._advance(tensordict, self._rows(tensordict, "_step"))
+        tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
+        tensordict.set("next", self._entries(tensors, reward=True))
+        if frame["done"].any():
+            return tensordict, self._reset(assemble({"_reset": tensors["done"]}, self.batch_size))
+        return tensordict, self._entries(tensors, reward=False)
 
     # ---- one row -----------------------------------------------------------------------------------------------------
 
-    def _step_row(self, frame: Frame, readable: np.ndarray, row: int, actions: np.ndarray) -> None:
-        """Step environment ``row`` with ``actions`` ``[A]`` or ``[A, P]`` and write its row of every entry."""
+    def _step_row(self, frame: Frame, readable: np.ndarray, row: int, actions: np.ndarray, whole: WholeTeams) -> None:
+        """Step environment ``row`` with ``actions`` ``[A]`` or ``[A, P]``; write its row of every entry.
+
+        The row of a whole team that goes on acting is left to ``whole``, to be written with the others.
+        """
         env, listed, agents = self.envs[row], self._listed[row], self._agents
         if not listed:
             raise RuntimeError(f"environment {row} is done: reset it before stepping it again")
-        if self.task_spec.continuous:
+        if self._one_size and listed == self._team:
+            sent = dict(zip(listed, actions, strict=True))
+        elif self.task_spec.continuous:
             sent = {name: actions[(agent := agents[name]).index, : agent.action_size] for name in listed}
         else:
             sent = {name: actions[agents[name].index] for name in listed}
         observations, rewards, terminations, truncations, infos = env.step(sent)
         self._steps[row] += 1
+        if (
+            self._acting[row] == self._team
+            and not (any(terminations.values()) or any(truncations.values()))
+            and len(observations) == len(self._team)
+            and not any(infos.values())
+            and not self._dict_observations
+            and env.agents == self._team
+        ):
+            whole.rows.append(row)
+            whole.observations.extend(map(observations.__getitem__, self._team))
+            whole.rewards.extend(map(rewards.__getitem__, self._team))
+            return
         self._read_rewards(frame["reward"][row], row, rewards)
         present, cut = env.agents, ()
         if present != listed or any(terminations.values()) or any(truncations.values()):
@@ -192,6 +248,31 @@ class VectorEnv(AgentsEnv):
             if self._success_key is not None:
                 frame["success"][row] = self._read_success(row, infos, listed, self._success_key)
 
+    def _write_whole(self, frame: Frame, readable: np.ndarray, whole: WholeTeams) -> None:
+        """Write the rows in which every agent acted and goes on acting."""
+        rows: Any = slice(None) if len(whole.rows) == self.n_envs else whole.rows
+        count, spec = len(whole.rows), self.task_spec
+        sizes = list(spec.observation_sizes)
+        if list(map(len, whole.observations)) != sizes * count:
+            for row, start in zip(whole.rows, range(0, len(whole.observations), len(sizes)), strict=True):
+                for name, size, value in zip(self._team, sizes, whole.observations[start:], strict=False):
+                    self._check_size(row, name, size, value)
+        if self._one_width:
+            together = np.concatenate(whole.observations).reshape(count, spec.n_agents, spec.observation_size)
+            frame["observation"][rows] = together
+        else:
+            for index, size in enumerate(sizes):
+                frame["observation"][rows, index, :size] = np.stack(whole.observations[index :: len(sizes)])
+        rewards = np.array(whole.rewards, dtype=np.float64).reshape(count, -1)
+        if spec.common_reward:
+            spread = rewards.max(-1) - rewards.min(-1)
+            for i in np.flatnonzero(spread > COMMON * np.maximum(1.0, np.abs(rewards[:, 0]))):
+                self._report_not_common(whole.rows[i], rewards[i].tolist())
+            rewards = rewards[:, :1]
+        frame["reward"][rows] = rewards[..., None]
+        frame["alive"][rows] = True
+        readable[rows] = True
+
     def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
         """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
         acted, agents = self._acting[row], self._agents
@@ -200,11 +281,8 @@ class VectorEnv(AgentsEnv):
                 reward[agents[name].index, 0] = given[name]
             return
         values = [float(given[name]) for name in acted or self._listed[row]]
-        if max(values) - min(values) > 1e-5 * max(1.0, abs(values[0])):
-            raise ValueError(
-                f"{self._where(row)}: common_reward=True, but the agents' rewards differ: {values}; "
-                "set common_reward=False, or make the environment give all agents one reward"
-            )
+        if max(values) - min(values) > COMMON * max(1.0, abs(values[0])):
+            self._report_not_common(row, values)
         reward[:] = values[0]
 
     def _departures(
@@ -262,10 +340,7 @@ class VectorEnv(AgentsEnv):
             mask = info.get("action_mask") if info else None
             if agent.dict_observation:
                 value, mask = value["observation"], value["action_mask"]
-            if len(value) != agent.observation_size:
-                raise ValueError(
-                    f"{self._where(row)}: agent {name!r} observes {len(value)} numbers, not {agent.observation_size}"
-                )
+            self._check_size(row, name, agent.observation_size, value)
             index = agent.index
             observed[index, : agent.observation_size] = value
             if acts:
@@ -294,6 +369,16 @@ class VectorEnv(AgentsEnv):
                 )
             readable[agent.index] = False  # nothing to choose in a last state: the no-op of the dead
 
+    def _check_size(self, row: int, name: str, size: int, observation: Any) -> None:
+        if len(observation) != size:
+            raise ValueError(f"{self._where(row)}: agent {name!r} observes {len(observation)} numbers, not {size}")
+
+    def _report_not_common(self, row: int, rewards: list[float]) -> None:
+        raise ValueError(
+            f"{self._where(row)}: common_reward=True, but the agents' rewards differ: {rewards}; "
+            "set common_reward=False, or make the environment give all agents one reward"
+        )
+
     def _read_success(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], key: str) -> bool:
         for name in acted:
             if key in (info := infos.get(name) or {}):
@@ -320,7 +405,9 @@ class VectorEnv(AgentsEnv):
         if given.shape != expected:
             raise ValueError(f"{spec.keys.action} has shape {given.shape}; {spec.name} takes {expected}")
         if spec.continuous:
-            return np.where(self._alive[..., None], given, self._noop)
+            return given.copy() if self._all_alive else np.where(self._alive[..., None], given, self._noop)
+        if self._all_alive and self._plain_actions and given.view(np.uint64).max() < spec.action_size:
+            return given.copy()  # none is negative, which would read as a huge one
         if (wrong := ((given < 0) | (given >= self._sizes)) & self._alive).any():
             row, index = np.argwhere(wrong)[0]
             raise ValueError(
@@ -332,7 +419,7 @@ class VectorEnv(AgentsEnv):
     def _complete(self, frame: Frame, readable: np.ndarray, rows: Sequence[int]) -> None:
         """Fill what all rows have in common, check that everything is finite, and keep the frame."""
         spec = self.task_spec
-        if not spec.continuous:
+        if not spec.continuous and not readable.all():
             stepped = np.zeros(self.n_envs, dtype=bool)
             stepped[list(rows)] = True
             mute = ~readable & stepped[:, None]
@@ -342,11 +429,14 @@ class VectorEnv(AgentsEnv):
                 frame["state"][row] = self.envs[row].state()
         else:
             frame["state"][:] = frame["observation"].reshape(self.n_envs, -1)
-        for key in ("observation", "reward", "state"):
-            if not np.isfinite(frame[key]).all():
-                self._report_not_finite(key, frame[key])
+        checked = ("observation", "reward", "state") if spec.own_state else ("observation", "reward")
+        if not np.isfinite(sum(float(frame[key].sum()) for key in checked)):  # or a sum of finite numbers overflowed
+            for key in checked:
+                if not np.isfinite(frame[key]).all():
+                    self._report_not_finite(key, frame[key])
         self._frame = frame
         self._alive = frame["alive"].copy()
+        self._all_alive = bool(self._alive.all())
 
     def _report_not_finite(self, key: str, array: np.ndarray) -> None:
         position = np.argwhere(~np.isfinite(array))[0]
@@ -354,12 +444,13 @@ class VectorEnv(AgentsEnv):
         raise ValueError(f"{self._where(position[0])}: {key}{who} is {array[tuple(position)]}, not a finite number")
 
     def _tensordict(self, frame: Frame, *, reward: bool) -> TensorDict:
-        tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
+        return self._entries({key: torch.from_numpy(array) for key, array in frame.items()}, reward=reward)
+
+    def _entries(self, tensors: dict[str, Tensor], *, reward: bool) -> TensorDict:
         agents = {key: tensor for key, tensor in tensors.items() if key not in _ROOT and (reward or key != "reward")}
         root: dict[str, Any] = {key: tensors[key] for key in _ROOT if key in tensors}
-        size = self.batch_size
-        root[self.task_spec.group] = TensorDict(agents, batch_size=(*size, self.task_spec.n_agents))
-        return TensorDict(root, batch_size=size)
+        root[self.task_spec.group] = assemble(agents, self._agents_size)
+        return assemble(root, self.batch_size)
 
     def _where(self, row: int) -> str:
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"

@@ -113,7 +113,10 @@ class Actor(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Choose actions; sets ``action`` and ``log_prob``."""
         distribution = self.distribution(td)
-        action = distribution.mode if self.greedy else distribution.sample(self.generator)
+        if self.greedy:
+            action, log_prob = distribution.mode, distribution.log_prob(distribution.mode)
+        else:
+            action, log_prob = distribution.sample(self.generator)
         td.set(self.keys.action, action)
-        td.set(self.keys.log_prob, distribution.log_prob(action))
+        td.set(self.keys.log_prob, log_prob)
         return td

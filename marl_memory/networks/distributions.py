@@ -7,6 +7,7 @@ only the global one) and because masks and padding are part of every call.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
@@ -23,18 +24,30 @@ class MaskedCategorical:
 
     def __init__(self, logits: Tensor, mask: Tensor) -> None:
         self.mask = mask
-        self.log_probs = F.log_softmax(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=-1)
+        self.logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
 
-    def sample(self, generator: Generator) -> Tensor:
-        """``[*B, A]`` int64, by the exponential race argmax p/E with E ~ Exp(1)."""
-        probs = self.log_probs.exp()
-        race = torch.empty(probs.shape, dtype=probs.dtype).exponential_(generator=generator)  # any strides, same draws
-        return (probs / race).argmax(-1)
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """``[*B, A, P]``."""
+        return F.log_softmax(self.logits, dim=-1)
+
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions ``[*B, A]`` int64 and their log-probabilities ``[*B, A]``.
+
+        By inversion: the first action whose cumulated weight exceeds u times their sum.
+        """
+        shifted = self.logits - self.logits.amax(-1, keepdim=True)
+        cumulated = shifted.exp().cumsum(-1)
+        total = cumulated[..., -1:]
+        # u is a multiple of 2^-24 (float64: 2^-53) below 1, so that u times the sum rounds to less than the sum.
+        u = torch.rand(total.shape, generator=generator, dtype=total.dtype)
+        action = (cumulated <= u * total).sum(-1, keepdim=True)
+        return action.squeeze(-1), (shifted.gather(-1, action) - total.log()).squeeze(-1)
 
     @property
     def mode(self) -> Tensor:
         """``[*B, A]`` int64: the most probable action."""
-        return self.log_probs.argmax(-1)
+        return self.logits.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """``[*B, A]`` of integer actions ``[*B, A]``."""
@@ -64,10 +77,11 @@ class TanhNormal:
     def _squash(self, u: Tensor) -> Tensor:
         return self.centre + self.half_range * torch.tanh(u).clamp(-self.LIMIT, self.LIMIT)
 
-    def sample(self, generator: Generator) -> Tensor:
-        """``[*B, A, P]``."""
+    def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions ``[*B, A, P]`` and their log-densities ``[*B, A]``."""
         noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
-        return self._squash(self.loc + self.scale * noise)
+        action = self._squash(self.loc + self.scale * noise)
+        return action, self.log_prob(action)
 
     @property
     def mode(self) -> Tensor:

@@ -8,33 +8,48 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "gelu": F.gelu}
 
 
 class BankedLinear(nn.Module):
-    """G linear maps side by side, one per bank of parameters; G = 1 is the ordinary linear layer.
+    """G linear maps side by side, one per bank of parameters.
 
     Args:
         in_features, out_features: sizes.
         banks: G.
-        gain: scale of the orthogonal initialisation; biases start at 0.
-        generator: where the initial weights are drawn from.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, banks: int, gain: float, generator: Generator) -> None:
+    def __init__(self, in_features: int, out_features: int, *, banks: int) -> None:
         super().__init__()
-        weight = torch.empty(banks, out_features, in_features)
-        for bank in weight:
-            nn.init.orthogonal_(bank, gain, generator=generator)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(banks, 1, out_features))
+        self.weight = nn.Parameter(torch.empty(banks, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(banks, 1, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[G, R, in] → [G, R, out]``."""
-        if len(self.weight) == 1:  # the same numbers as the product below, by the faster routine
-            return F.linear(x[0], self.weight[0], self.bias[0, 0]).unsqueeze(0)
         return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
+
+
+def linear(in_features: int, out_features: int, *, banks: int, gain: float, generator: Generator) -> nn.Module:
+    """One linear map or ``banks`` of them, with orthogonal weights scaled by ``gain`` and biases of 0.
+
+    Args:
+        in_features, out_features: sizes.
+        banks: how many maps; 1 is the ordinary ``nn.Linear``.
+        gain: scale of the orthogonal initialisation.
+        generator: where the initial weights are drawn from.
+    """
+    if banks == 1:
+        layer = skip_init(
+            nn.Linear, in_features, out_features
+        )  # its own initialisation draws from the global generator
+    else:
+        layer = BankedLinear(in_features, out_features, banks=banks)
+    for bank in layer.weight.data.view(banks, out_features, in_features):
+        nn.init.orthogonal_(bank, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class MLP(nn.Module):
@@ -74,7 +89,7 @@ class MLP(nn.Module):
         sizes = [in_features, *hidden, out_features]
         gains = [nn.init.calculate_gain(activation) if activation in ("relu", "tanh") else math.sqrt(2)] * len(hidden)
         self.layers = nn.ModuleList(
-            BankedLinear(i, o, banks=banks, gain=gain, generator=generator)
+            linear(i, o, banks=banks, gain=gain, generator=generator)
             for i, o, gain in zip(sizes, sizes[1:], [*gains, output_gain], strict=False)
         )
         self.layer_norm = layer_norm
@@ -83,12 +98,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
-        batch = x.shape[:-1]
-        rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
+        batch, rows = x.shape[:-1], x
+        if self.banks > 1:
+            rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
         for i, layer in enumerate(self.layers):
             if i > 0:
                 rows = self.activation(rows)
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
             rows = layer(rows)
-        return rows.transpose(0, 1).reshape(*batch, rows.shape[-1])
+        return rows if self.banks == 1 else rows.transpose(0, 1).reshape(*batch, rows.shape[-1])

@@ -162,8 +162,11 @@ class Collector:
             self.env_seconds += time.perf_counter() - started
             if self.batch is None:
                 self._allocate(td)
-            for key, rows in self.leaves:
-                rows[t].copy_(td.get(key))
+            stepped: list[Tensor] = []
+            for parent, names in self.leaves:
+                node = td.get(parent) if parent else td
+                stepped += map(node.get, names)
+            torch._foreach_copy_(self.rows[t], stepped)
         assert self.batch is not None
         k = self.env.task_spec.keys
         success = self.batch.get(("next", k.success), None)
@@ -184,7 +187,14 @@ class Collector:
         for key, tail in self.learn_entries.items():
             batch.set(key, torch.zeros(*shape, *tail))
         self.batch = batch.lock_()
-        self.leaves = [(key, list(batch.get(key).unbind(0))) for key in leaves]
+        # By parent: looking up one name costs a fraction of looking up a path.
+        by_parent: dict[tuple[str, ...], list[str]] = {}
+        for key in leaves:
+            *parent, name = (key,) if isinstance(key, str) else key
+            by_parent.setdefault(tuple(parent), []).append(name)
+        self.leaves = list(by_parent.items())
+        columns = [batch.get((*parent, name)).unbind(0) for parent, names in self.leaves for name in names]
+        self.rows = [list(row) for row in zip(*columns, strict=True)]
 
     def reset(self, seed: int) -> None:
         """Start every environment anew; running episodes are cut."""

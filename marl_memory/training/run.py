@@ -46,7 +46,7 @@ PACKAGES = (
 )
 """What a run's numbers may depend on."""
 
-SURROUNDINGS = ("threads", "git_commit", "platform", "python", "XLA_FLAGS")
+SURROUNDINGS = ("threads", "git_commit", "platform", "python", "XLA_FLAGS", "PJRT_NPROC")
 """And what else they may depend on."""
 
 
@@ -297,6 +297,7 @@ def _session() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+        "PJRT_NPROC": os.environ.get("PJRT_NPROC"),
         "versions": {name: _version(name) for name in PACKAGES},
     }
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor, nn
 
+from benchmarks import plain_mappo as plain
 from marl_memory.algorithms.ppo import PPO
 from marl_memory.keys import Keys
 from marl_memory.networks.mlp import MLP
@@ -26,17 +23,6 @@ FEATURES, ACTIONS, STATE = 5, 4, 7
 BODY = partial(MLP, hidden=(16, 16))
 
 
-def load_plain() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "plain_mappo.py"
-    module_spec = importlib.util.spec_from_file_location("plain_mappo", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = sys.modules["plain_mappo"] = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module
-
-
-plain = load_plain()
 torch.set_num_threads(1)  # tensors this small are not worth sharing out
 
 
@@ -167,46 +153,6 @@ CASES = {
 }  # fmt: skip
 
 
-def copied_to_plain(algorithm: PPO, settings: Any) -> Any:
-    """A plain learner that starts with the same weights and the same optimiser settings."""
-    spec, hidden = algorithm.spec, [16, 16]
-    shared = algorithm.critic.banks == 1 and spec.n_agents > 1
-    actor = plain.Net([FEATURES, *hidden, ACTIONS], spec.n_agents, shared=shared).double()
-    if not settings.centralised:
-        critic = plain.Net([FEATURES, *hidden, 1], spec.n_agents, shared=shared).double()
-    elif shared:
-        critic = plain.StateValue([spec.state_size, *hidden, 1 if spec.common_reward else spec.n_agents], spec.n_agents)
-        critic = critic.double()
-    else:
-        critic = StateOfEach(plain.Net([spec.state_size, *hidden, 1], spec.n_agents, shared=False).double())
-    for network, ours in ((actor, algorithm.actor), (critic, algorithm.critic)):
-        theirs = linears(network)
-        for layer, slot in zip(ours.body.layers, range(len(hidden) + 1), strict=True):
-            for bank in range(len(layer.weight)):
-                linear = theirs[bank * (len(hidden) + 1) + slot]
-                linear.weight.data.copy_(layer.weight[bank])
-                linear.bias.data.copy_(layer.bias[bank, 0])
-    log_std = None
-    if spec.continuous:
-        assert algorithm.actor.log_std is not None
-        log_std = nn.Parameter(algorithm.actor.log_std.detach().clone())
-    parameters = [*actor.parameters(), *critic.parameters(), *([] if log_std is None else [log_std])]
-    adam = torch.optim.Adam(parameters, lr=algorithm.lr, eps=1e-5)
-    normaliser = None if algorithm.value_norm is None else plain.ValueNormaliser()
-    return plain.Learner(settings, actor, critic, adam, normaliser, log_std)
-
-
-class StateOfEach(nn.Module):
-    """V_i(s): each agent's own network of the state."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, state: Tensor) -> Tensor:
-        return self.net(state.unsqueeze(-2).expand(*state.shape[:-1], len(self.net.parts), -1))
-
-
 def linears(network: nn.Module) -> list[nn.Linear]:
     return [module for module in network.modules() if isinstance(module, nn.Linear)]
 
@@ -246,7 +192,7 @@ def test_100_updates_equal_the_plain_transcripts(case: str) -> None:
         high=algorithm.actor.high if spec.continuous else None,
         **numbers,
     )
-    reference = copied_to_plain(algorithm, settings)
+    reference = plain.like(algorithm, settings)
     start = [linear.weight.detach().clone() for linear in linears(reference.actor)]
     for update in range(100 // (epochs * minibatches)):
         batch = synthetic(algorithm, update, dtype=torch.float64)
@@ -267,10 +213,10 @@ def test_100_updates_equal_the_plain_transcripts(case: str) -> None:
     for network, ours in ((reference.actor, algorithm.actor), (reference.critic, algorithm.critic)):
         theirs = linears(network)
         for slot, layer in enumerate(ours.body.layers):
-            for bank in range(len(layer.weight)):
+            for bank, (weight, bias) in enumerate(zip(*plain.weights_and_biases(layer), strict=True)):
                 linear = theirs[bank * len(ours.body.layers) + slot]
-                torch.testing.assert_close(layer.weight[bank], linear.weight, atol=1e-6, rtol=1e-6)
-                torch.testing.assert_close(layer.bias[bank, 0], linear.bias, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(weight, linear.weight, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(bias, linear.bias, atol=1e-6, rtol=1e-6)
     if spec.continuous:
         torch.testing.assert_close(algorithm.actor.log_std, reference.log_std, atol=1e-6, rtol=1e-6)
 

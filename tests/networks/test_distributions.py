@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Generator, Tensor
 from torch.distributions import AffineTransform, Categorical, Normal, TanhTransform, TransformedDistribution
 
-from marl_memory.networks.distributions import MaskedCategorical, TanhNormal
+from marl_memory.networks.distributions import Distribution, MaskedCategorical, TanhNormal
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -27,7 +28,7 @@ def random_masked(rows: int = 50, actions: int = 6) -> tuple[Tensor, Tensor]:
 def test_categorical_is_torchs_with_infinite_logits() -> None:
     logits, mask = random_masked()
     found, torchs = MaskedCategorical(logits, mask), Categorical(logits=logits.masked_fill(~mask, -torch.inf))
-    action = found.sample(seeded())
+    action = found.sample(seeded())[0]
     assert mask.gather(-1, action.unsqueeze(-1)).all()
     torch.testing.assert_close(found.log_prob(action), torchs.log_prob(action))
     torch.testing.assert_close(found.entropy(seeded()), torchs.entropy())
@@ -49,7 +50,7 @@ def test_categorical_draws_with_the_right_frequencies() -> None:
     mask = torch.tensor([True, True, True, False, True])
     draws = 20_000
     distribution = MaskedCategorical(logits.expand(draws, 1, 5), mask.expand(draws, 1, 5))
-    counts = torch.bincount(distribution.sample(seeded(5)).flatten(), minlength=5)
+    counts = torch.bincount(distribution.sample(seeded(5))[0].flatten(), minlength=5)
     probs = torch.softmax(logits.masked_fill(~mask, -torch.inf), -1)
     kept = mask.nonzero().squeeze(-1)
     expected = probs[kept].double()
@@ -61,15 +62,22 @@ def test_categorical_never_draws_a_forbidden_action() -> None:
     shape = (100_000, 1, 4)
     logits = torch.tensor([50.0, -60.0, 30.0, -80.0]).expand(shape)  # the forbidden ones would be sure
     mask = torch.tensor([False, True, False, True]).expand(shape)
-    action = MaskedCategorical(logits, mask).sample(seeded())
+    action = MaskedCategorical(logits, mask).sample(seeded())[0]
     assert set(action.unique().tolist()) <= {1, 3}
+
+
+@pytest.mark.parametrize("make", [lambda: MaskedCategorical(*random_masked()), lambda: squashed()])
+def test_a_sample_comes_with_its_log_probability(make: Callable[[], Distribution]) -> None:
+    distribution = make()
+    action, log_prob = distribution.sample(seeded())
+    torch.testing.assert_close(log_prob, distribution.log_prob(action))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_categorical_with_one_allowed_action(dtype: torch.dtype) -> None:
     logits = torch.tensor([[[1e4, -3.0, 5.0]]], dtype=dtype, requires_grad=True)
     distribution = MaskedCategorical(logits, torch.tensor([[[False, True, False]]]))
-    action = distribution.sample(seeded())
+    action = distribution.sample(seeded())[0]
     log_prob, entropy = distribution.log_prob(action), distribution.entropy(seeded())
     (log_prob + entropy).sum().backward()
     assert (action.item(), distribution.mode.item(), log_prob.item(), entropy.item()) == (1, 1, 0.0, 0.0)
@@ -95,7 +103,7 @@ def torchs(distribution: TanhNormal) -> TransformedDistribution:
 
 def test_tanh_normal_is_torchs() -> None:
     distribution = squashed()
-    action = distribution.sample(seeded())
+    action = distribution.sample(seeded())[0]
     assert ((action >= LOW) & (action <= HIGH)).all()
     torch.testing.assert_close(distribution.log_prob(action), torchs(distribution).log_prob(action).sum(-1))
     expected_mode = (HIGH + LOW) / 2 + (HIGH - LOW) / 2 * distribution.loc.tanh()
@@ -107,7 +115,7 @@ def test_tanh_normal_draws_its_own_density() -> None:
     shape = (50_000, 1, 1)
     loc, scale = torch.full(shape, 0.4), torch.full(shape, 0.7)
     bound = torch.ones(1, 1)
-    action = TanhNormal(loc, scale, -bound, bound, bound.bool()).sample(seeded()).flatten()
+    action = TanhNormal(loc, scale, -bound, bound, bound.bool()).sample(seeded())[0].flatten()
     z = Normal(0.0, 1.0).icdf(torch.tensor([0.1, 0.5, 0.9]))
     shares = (action.unsqueeze(-1) < torch.tanh(0.4 + 0.7 * z)).float().mean(0)
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.5, 0.9]), atol=0.01, rtol=0)
@@ -127,7 +135,7 @@ def test_tanh_normal_integrates_to_one_and_its_entropy_estimate_is_right() -> No
 
 def test_tanh_normal_ignores_padding() -> None:
     valid = torch.tensor([[True, True], [True, False]])
-    distribution, action = squashed(valid=valid), squashed().sample(seeded())
+    distribution, action = squashed(valid=valid), squashed().sample(seeded())[0]
     expected = torch.where(valid, torchs(distribution).log_prob(action), 0.0).sum(-1)
     torch.testing.assert_close(distribution.log_prob(action), expected)
     action[:, 1, 1] = 0.123
@@ -141,7 +149,7 @@ def test_tanh_normal_padded_with_empty_bounds_has_finite_values_and_gradients() 
     log_std = torch.zeros(2, 2, requires_grad=True)
     low, high = torch.tensor([[-1.0, -1.0], [-1.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     distribution = TanhNormal(loc, log_std.exp().expand_as(loc), low, high, valid)
-    action = distribution.sample(seeded()).detach()
+    action = distribution.sample(seeded())[0].detach()
     value = distribution.log_prob(action) + distribution.entropy(seeded())
     value.sum().backward()
     assert value.isfinite().all()
@@ -156,7 +164,7 @@ def test_tanh_normal_on_the_bounds_is_finite() -> None:
     loc = torch.tensor([50.0, -50.0]).reshape(shape).requires_grad_()
     bound = torch.full((1, 1), 2.0)
     distribution = TanhNormal(loc, torch.ones(shape), -bound, bound, torch.ones(1, 1, dtype=torch.bool))
-    action = distribution.sample(seeded())
+    action = distribution.sample(seeded())[0]
     assert (action.abs() <= 2).all()
     log_prob = distribution.log_prob(torch.tensor([2.0, -2.0]).reshape(shape))
     log_prob.sum().backward()
@@ -168,7 +176,11 @@ def test_the_generator_alone_decides_the_draws() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
     categorical = MaskedCategorical(*random_masked())
-    for draw in (squashed().sample, squashed().entropy, categorical.sample):
+    for draw in (
+        lambda generator: squashed().sample(generator)[0],
+        squashed().entropy,
+        lambda generator: categorical.sample(generator)[1],
+    ):
         assert torch.equal(draw(seeded(7)), draw(seeded(7)))
         assert not torch.equal(draw(seeded(7)), draw(seeded(8)))
     assert torch.equal(torch.get_rng_state(), state)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from marl_memory.networks.mlp import MLP, BankedLinear
+from marl_memory.networks.mlp import MLP, linear
 
 PLAIN = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU}
 
@@ -24,15 +24,15 @@ def with_biases(network: MLP) -> MLP:
 def plain_copy(network: MLP, bank: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, layer in enumerate(network.layers):
-        assert isinstance(layer, BankedLinear)
-        linear = nn.Linear(layer.weight.shape[2], layer.weight.shape[1])
-        linear.weight.data.copy_(layer.weight[bank])
-        linear.bias.data.copy_(layer.bias[bank, 0])
+        weights = layer.weight.reshape(-1, *layer.weight.shape[-2:])
+        copy = nn.Linear(layer.weight.shape[-1], layer.weight.shape[-2])
+        copy.weight.data.copy_(weights[bank])
+        copy.bias.data.copy_(layer.bias.reshape(len(weights), -1)[bank])
         if i > 0:
             layers.append(PLAIN[activation]())
         if network.layer_norm:
-            layers.append(nn.LayerNorm(linear.in_features, elementwise_affine=False))
-        layers.append(linear)
+            layers.append(nn.LayerNorm(copy.in_features, elementwise_affine=False))
+        layers.append(copy)
     return nn.Sequential(*layers)
 
 
@@ -49,9 +49,9 @@ def test_banks_are_separate_plain_networks(activation: str, layer_norm: bool) ->
     expected.square().sum().backward()
     for bank, copy in enumerate(copies):
         linears = [module for module in copy if isinstance(module, nn.Linear)]
-        for layer, linear in zip(network.layers, linears, strict=True):
-            torch.testing.assert_close(layer.weight.grad[bank], linear.weight.grad)
-            torch.testing.assert_close(layer.bias.grad[bank, 0], linear.bias.grad)
+        for layer, copied in zip(network.layers, linears, strict=True):
+            torch.testing.assert_close(layer.weight.grad[bank], copied.weight.grad)
+            torch.testing.assert_close(layer.bias.grad[bank, 0], copied.bias.grad)
 
 
 def test_shared_parameters_see_every_agent_alike() -> None:
@@ -77,7 +77,7 @@ def test_one_bank_for_one_agent_is_a_shared_network_bit_for_bit() -> None:
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(6, 4), (4, 6), (5, 5)])
 def test_every_bank_starts_orthogonal(out_features: int, in_features: int) -> None:
-    layer = BankedLinear(in_features, out_features, banks=3, gain=0.5, generator=Generator().manual_seed(0))
+    layer = linear(in_features, out_features, banks=3, gain=0.5, generator=Generator().manual_seed(0))
     for weight in layer.weight.detach():
         product = weight @ weight.T if out_features <= in_features else weight.T @ weight
         torch.testing.assert_close(product, 0.25 * torch.eye(len(product)), atol=1e-5, rtol=0)
@@ -87,7 +87,7 @@ def test_every_bank_starts_orthogonal(out_features: int, in_features: int) -> No
 
 def test_gains_of_hidden_and_last_layers() -> None:
     network = made(8, 2, hidden=(8,), activation="tanh", output_gain=0.01)
-    norms = [torch.linalg.matrix_norm(layer.weight[0].detach(), 2).item() for layer in network.layers]
+    norms = [torch.linalg.matrix_norm(layer.weight.detach(), 2).item() for layer in network.layers]
     assert norms == pytest.approx([5 / 3, 0.01], rel=1e-4)
 
 

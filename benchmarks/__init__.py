@@ -1,0 +1,1 @@
+"""What the library costs beside the same work done plainly: ``python -m benchmarks`` (``make bench``)."""

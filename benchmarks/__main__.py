@@ -1,0 +1,110 @@
+"""The table of speeds: ``python -m benchmarks`` (``make bench``); the exit code is 1 if a bound is missed.
+
+    python -m benchmarks collection update --repeats 7 --json build/bench.json
+
+Bounds are in ``bounds.toml``.  One torch thread.  A busy machine disturbs even ratios: the load is printed beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Row
+
+Bounds = dict[str, dict[str, float]]
+
+
+def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
+    """The rows by the name one asks for them."""
+    from benchmarks import collection, end_to_end, startup, update
+
+    return {
+        "collection": [collection.overheads, collection.fractions, collection.smax],
+        "update": [update.minibatches, update.advantages],
+        "end_to_end": [end_to_end.smax, end_to_end.spread, end_to_end.peak_memory],
+        "startup": [startup.imports],
+    }
+
+
+def bounds() -> Bounds:
+    """What each row must reach."""
+    return tomllib.loads(Path(__file__).with_name("bounds.toml").read_text())
+
+
+def missed(row: Row, limits: dict[str, float]) -> bool:
+    """Whether a row lies outside its bound."""
+    return row.value > limits.get("most", float("inf")) or row.value < limits.get("least", -float("inf"))
+
+
+def line(row: Row, limits: dict[str, float]) -> str:
+    """One line of the table."""
+    bound = ", ".join(f"{'≤' if kind == 'most' else '≥'} {limit:g}" for kind, limit in limits.items())
+    figure = f"{row.value:.0f}" if row.unit == "µs" else f"{row.value:.2f}"
+    details = "  ".join(f"{key} {value}" for key, value in row.details.items())
+    verdict = "MISSED" if missed(row, limits) else "ok"
+    return f"{row.name:<46} {figure:>6} {row.unit:<2} {bound:<8} {verdict:<7} load {row.load:.1f}  {details}"
+
+
+def record(rows: list[Row], limits: Bounds) -> dict[str, Any]:
+    """Everything about this run of the table, for JSON."""
+    versions = {name: metadata.version(name) for name in ("torch", "tensordict", "torchrl", "numpy")}
+    return {
+        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "machine": {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "rows": [
+            {**vars(row), "value": row.value, "bound": limits[row.name], "missed": missed(row, limits[row.name])}
+            for row in rows
+        ],
+    }
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "unknown")
+
+
+def main() -> int:
+    """Measure, print, and compare with the bounds."""
+    known, limits = groups(), bounds()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="speed, as ratios")
+    parser.add_argument("groups", nargs="*", help=f"any of {', '.join(known)}; all by default")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    options = parser.parse_args()
+    if unknown := set(options.groups) - set(known):
+        parser.error(f"unknown groups {sorted(unknown)}; known are {', '.join(known)}")
+    torch.set_num_threads(1)
+    print(f"torch threads 1, cores {os.cpu_count()}, load average {os.getloadavg()}", flush=True)
+    rows: list[Row] = []
+    for name in options.groups or known:
+        for measure in known[name]:
+            for row in measure(options.repeats):
+                rows.append(row)
+                print(line(row, limits[row.name]), flush=True)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(record(rows, limits), indent=1, ensure_ascii=False) + "\n")
+    failed = [row.name for row in rows if missed(row, limits[row.name])]
+    print(f"{len(failed)} of {len(rows)} bounds missed" + "".join(f"\n  {name}" for name in failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Collection beside the environments' own speed: the adapter's overhead, and what policy and storage leave of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, ratio, turns
+from marl_memory.algorithms.ppo import PPO
+from marl_memory.networks.mlp import MLP
+from marl_memory.training.collection import Collector
+from marl_memory_envs.base import environment_seeds
+from marl_memory_envs.vector import VectorEnv, vector_env
+
+STEPS = 100
+
+
+def tasks() -> dict[str, dict[str, Any]]:
+    """The Python environments measured here, as arguments of `vector_env`."""
+    return {
+        "CartPole": {"factory": "marl_memory_envs.classic:cartpole"},
+        "LunarLander": {"factory": "marl_memory_envs.box2d:lunar_lander"},
+        "simple_spread": {"factory": "marl_memory_envs.mpe:simple_spread"},
+    }
+
+
+class Timed:
+    """A ParallelEnv whose `step` and `reset` book their seconds."""
+
+    def __init__(self, env: Any) -> None:
+        self.env, self.inside = env, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def step(self, actions: Any) -> Any:
+        started = time.perf_counter()
+        result = self.env.step(actions)
+        self.inside += time.perf_counter() - started
+        return result
+
+    def reset(self, **options: Any) -> Any:
+        started = time.perf_counter()
+        result = self.env.reset(**options)
+        self.inside += time.perf_counter() - started
+        return result
+
+
+def random_actions(env: VectorEnv, steps: int) -> torch.Tensor:
+    """``[steps, N, A]`` discrete actions that every environment allows."""
+    spec, generator = env.task_spec, torch.Generator().manual_seed(0)
+    return torch.randint(min(spec.action_sizes), (steps, env.n_envs, spec.n_agents), generator=generator)
+
+
+def overheads(repeats: int) -> Iterator[Row]:
+    """µs a vector step of 16 spends outside the environments' own `step` and `reset`.
+
+    This is a little more than the difference from a raw loop, which also has to hand each agent its action.
+    """
+    for name, arguments in tasks().items():
+        env = vector_env(**arguments, n_envs=16, seed=0)
+        env.envs = [Timed(one) for one in env.envs]  # type: ignore[assignment]
+        actions, values, inside = random_actions(env, STEPS), [], []
+        for _ in range(repeats + 1):
+            td = env.reset()
+            for one in env.envs:
+                one.inside = 0.0  # type: ignore[attr-defined]
+            started = time.perf_counter()
+            for t in range(STEPS):
+                td.set(env.task_spec.keys.action, actions[t])
+                _, td = env.step_and_maybe_reset(td)
+            whole = time.perf_counter() - started
+            inside.append(sum(one.inside for one in env.envs) / STEPS * 1e6)  # type: ignore[attr-defined]
+            values.append(whole / STEPS * 1e6 - inside[-1])
+        details = {"environments": 16, "µs inside the environments": round(statistics.median(inside))}
+        yield Row(f"overhead of a vector step, {name}", values[1:], "µs", details)
+
+
+def raw_loop(envs: list[Any], actions: np.ndarray, first_reset: list[int]) -> None:
+    """The same environments, stepped one by one with nothing kept."""
+    for env, seed in zip(envs, first_reset, strict=True):
+        env.reset(seed=seed)
+    for row in actions:
+        for env, chosen in zip(envs, row, strict=True):
+            env.step(dict(zip(env.agents, chosen, strict=False)))
+            if not env.agents:
+                env.reset()
+
+
+def fractions(repeats: int) -> Iterator[Row]:
+    """Raw / ours: the share of the raw speed that is left with an MLP policy and every entry stored."""
+    for name in ("LunarLander", "simple_spread"):
+        env, beside = (vector_env(**tasks()[name], n_envs=8, seed=0) for _ in range(2))
+        policy = PPO(spec=env.task_spec, network=partial(MLP, hidden=(64, 64)), seed=0, share_parameters=True)
+        collector = Collector(
+            env, policy.actor, lambda td: None, steps=STEPS, learn_entries=policy.learn_entries, seed=0
+        )
+        actions, seeds = random_actions(beside, STEPS).numpy(), environment_seeds(0, 8)
+        timed = turns(partial(raw_loop, beside.envs, actions, seeds), collector.collect, repeats)
+        yield ratio(f"collection, share of raw, {name}", timed, calls=STEPS, environments=8, width="2×64")
+
+
+def smax(repeats: int) -> Iterator[Row]:
+    """JaxMARL's own jitted step / ours with a policy: the share of the raw speed that is left."""
+    import jax  # after it: marl_memory_envs.smax sets JAX up
+    from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
+
+    from marl_memory_envs.smax import vector_env as smax_env
+
+    game = HeuristicEnemySMAX(scenario=map_name_to_scenario("3m"))
+    for n in (64, 256):
+        env = smax_env(map="3m", n_envs=n, seed=0)
+        policy = PPO(spec=env.task_spec, network=partial(MLP, hidden=(64, 64)), seed=0, share_parameters=True).actor
+
+        @jax.jit
+        def step(carry: Any, actions: Any, n: int = n) -> Any:
+            key, used = jax.random.split(carry[0])
+            chosen = {agent: actions[:, i] for i, agent in enumerate(game.agents)}
+            seen, states, *rest = jax.vmap(game.step)(jax.random.split(used, n), carry[1], chosen)
+            return (key, states), seen, rest
+
+        key = jax.random.PRNGKey(0)
+        raw: dict[str, Any] = {"carry": (key, jax.vmap(game.reset)(jax.random.split(key, n))[1])}
+        ours: dict[str, Any] = {"td": env.reset()}
+        drawn = torch.randint(env.task_spec.action_size, (STEPS, n, 3), generator=torch.Generator().manual_seed(0))
+        actions = drawn.to(torch.int32).numpy()
+
+        def raw_steps(raw: Any = raw, step: Any = step, actions: Any = actions) -> None:
+            for row in actions:
+                raw["carry"], *seen = step(raw["carry"], row)
+                jax.block_until_ready(seen)
+
+        def our_steps(ours: Any = ours, policy: Any = policy, env: Any = env) -> None:
+            for _ in range(STEPS):
+                _, ours["td"] = env.step_and_maybe_reset(policy(ours["td"]))
+
+        timed = turns(raw_steps, our_steps, repeats)
+        yield ratio(f"SMAX 3m with a policy, share of raw, {n}", timed, calls=STEPS, environments=n, width="2×64")

@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := smax,mpe,box2d,dev
+EXTRAS := smax,mpe,box2d,dev,docs
 TORCH_FROM := --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # Debian keeps what `python -m venv` needs in a package of its own.
@@ -23,7 +23,7 @@ ADD_VENV = { test -x /usr/bin/apt-get && package=$$($(PYTHON) -c 'import sys; pr
 	&& $$root apt-get update -qq && $$root apt-get install -y -qq $$package >/dev/null; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow check bench format lock clean
+.PHONY: help install train test test-slow check bench format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,10 @@ bench: $(STAMP) ## speed beside plain PyTorch, raw environments and, with BENCHM
 format: $(STAMP) ## format, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## the documentation, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 install: $(STAMP) ## only set up .venv
 

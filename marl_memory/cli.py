@@ -23,6 +23,8 @@ def config_dir() -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
     arguments = sys.argv[1:] if argv is None else argv
+    if not {"", os.getcwd()} & set(sys.path):  # `env.factory=my_task:make` finds my_task.py where the command is given
+        sys.path.append(os.getcwd())
     if arguments[:1] == ["train"]:
         _train(arguments[1:])
         return

@@ -19,27 +19,25 @@ class Keys:
 
     Written by the environment (at t and at t + 1):
 
-    ==============  ========================  ===========  =====================================================
-    attribute       shape                     dtype        meaning
-    ==============  ========================  ===========  =====================================================
-    observation     ``[*B, A, F]``            float32      own observation; unequal agents are padded with zeros
-    action_mask     ``[*B, A, P]``            bool         allowed actions (discrete tasks only)
-    alive           ``[*B, A]``               bool         whether the agent acts at this step; at t + 1: False once
-                                                           the agent (or the episode) *terminated*, still True if it
-                                                           was only truncated
-    state           ``[*B, S]``               float32      the task's global state, else all observations
-    done            ``[*B, 1]``               bool         the episode ended (terminated or truncated)
-    terminated      ``[*B, 1]``               bool         it ended in a terminal state: nothing to bootstrap
-    truncated       ``[*B, 1]``               bool         it was cut (time limit): bootstrap from the last state
-    ==============  ========================  ===========  =====================================================
+    | attribute   | shape           | dtype   | meaning                                                               |
+    |-------------|-----------------|---------|-----------------------------------------------------------------------|
+    | observation | ``[*B, A, F]``  | float32 | own observation; unequal agents are padded with zeros                 |
+    | action_mask | ``[*B, A, P]``  | bool    | allowed actions (discrete tasks only)                                 |
+    | alive       | ``[*B, A]``     | bool    | whether the agent acts at this step                                   |
+    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations                        |
+    | done        | ``[*B, 1]``     | bool    | the episode ended (terminated or truncated)                           |
+    | terminated  | ``[*B, 1]``     | bool    | it ended in a terminal state: nothing to bootstrap                    |
+    | truncated   | ``[*B, 1]``     | bool    | it was cut (time limit): bootstrap from the last state                |
+
+    At t + 1 ``alive`` is False once the agent (or the episode) *terminated*, still True if it was only truncated.
 
     Written by the environment at t + 1 only:
 
-    ==============  ========================  ===========  =====================================================
-    reward          ``[*B, A, 1]``            float32      reward of each agent; equal for all where it is common
-    discount        ``[*B, A, 1]``            float32      0 where this agent's return ends with no bootstrap, else 1
-    success         ``[*B, 1]``               bool         the episode was won (only tasks whose spec has it)
-    ==============  ========================  ===========  =====================================================
+    | attribute   | shape           | dtype   | meaning                                                               |
+    |-------------|-----------------|---------|-----------------------------------------------------------------------|
+    | reward      | ``[*B, A, 1]``  | float32 | reward of each agent; equal for all where it is common                |
+    | discount    | ``[*B, A, 1]``  | float32 | 0 where this agent's return ends with no bootstrap, else 1            |
+    | success     | ``[*B, 1]``     | bool    | the episode was won (only tasks whose spec has it)                    |
 
     Written by the policy: ``action`` (``[*B, A]`` int64, or ``[*B, A, P]`` float32) and ``log_prob`` (``[*B, A]``).
 

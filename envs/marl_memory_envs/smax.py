@@ -55,11 +55,14 @@ def _jax() -> Any:
     if first:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ.setdefault("PJRT_NPROC", "1")
+    streams = sys.stdout, sys.stderr
     try:
         import jax
         import jaxmarl  # noqa: F401
     except ImportError as error:
         raise ImportError('SMAX needs JaxMARL: pip install "marl-memory[smax]"') from error
+    finally:  # importing JaxMARL points them at the terminal: a notebook, or whoever redirects output, would lose it
+        sys.stdout, sys.stderr = streams
     if first:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     return jax

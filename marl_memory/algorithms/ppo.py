@@ -1,12 +1,10 @@
 """PPO, IPPO and MAPPO: one learner, two switches.
 
-=========  ==================  ================
-algorithm  centralised_critic  share_parameters
-=========  ==================  ================
-PPO        no                  no
-IPPO       no                  yes
-MAPPO      yes                 yes
-=========  ==================  ================
+| algorithm | centralised_critic | share_parameters |
+|-----------|--------------------|------------------|
+| PPO       | no                 | no               |
+| IPPO      | no                 | yes              |
+| MAPPO     | yes                | yes              |
 
 With one agent the three are one computation; PPO on a team is independent learners that share nothing.
 """
@@ -32,12 +30,13 @@ from marl_memory.spec import TaskSpec
 class PPO(Algorithm):
     r"""Proximal policy optimisation for teams; one agent is A = 1.
 
-    With :math:`\rho_i = \pi_\theta(a_i|o_i)/\pi_{old}(a_i|o_i)` and means over living agents i and rows:
+    With $\rho_i = \pi_\theta(a_i|o_i)/\pi_{old}(a_i|o_i)$ and means over living agents i and rows:
 
-    .. math::
-        L = -\mathbb{E}\,\min(\rho_i \hat A_i,\ \mathrm{clip}(\rho_i, 1\pm\epsilon)\,\hat A_i)
-          - c_H\,\mathbb{E}\,H(\pi_\theta)
-          + c_V\,\mathbb{E}\,\max\big((V - y)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, \pm\epsilon_V) - y)^2\big)
+    $$
+    L = -\mathbb{E}\,\min(\rho_i \hat A_i,\ \mathrm{clip}(\rho_i, 1\pm\epsilon)\,\hat A_i)
+      - c_H\,\mathbb{E}\,H(\pi_\theta)
+      + c_V\,\mathbb{E}\,\max\big((V - y)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, \pm\epsilon_V) - y)^2\big)
+    $$
 
     Args:
         spec: the task.
@@ -48,9 +47,9 @@ class PPO(Algorithm):
         gamma: discount factor γ.
         gae_lambda: λ of the advantages.
         clip: ε of the ratio.
-        value_clip: :math:`\epsilon_V` in the critic's units, or None for the plain squared error.
-        value_coef: :math:`c_V`.
-        entropy_coef: :math:`c_H`.
+        value_clip: $\epsilon_V$ in the critic's units, or None for the plain squared error.
+        value_coef: $c_V$, weight of the value loss.
+        entropy_coef: $c_H$, weight of the entropy.
         lr: Adam's step size at the start.
         lr_final: what ``lr`` decays to, linearly in frames, at the end of the run (equal to ``lr``: constant).
         adam_eps: Adam's ε.

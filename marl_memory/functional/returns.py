@@ -18,13 +18,14 @@ def gae(
 ) -> Tensor:
     r"""Generalised advantage estimation over time-major tensors.
 
-    .. math::
-        \delta_t = r_t + \gamma\, d_t\, V(s_{t+1}) - V(s_t), \qquad
-        \hat A_t = \delta_t + \gamma \lambda\, (1 - c_t)\, \hat A_{t+1}
+    $$
+    \delta_t = r_t + \gamma\, d_t\, V(s_{t+1}) - V(s_t), \qquad
+    \hat A_t = \delta_t + \gamma \lambda\, (1 - c_t)\, \hat A_{t+1}
+    $$
 
-    :math:`d_t` is 0 only where the return truly ends, so a truncated episode bootstraps from :math:`V(s_{t+1})` of its
-    true last state; :math:`c_t` stops the sum wherever row t + 1 belongs to another episode.  The sum also stops at the
-    last row, whose ``next_value`` carries the rest.
+    $d_t$ is 0 only where the return truly ends, so a truncated episode bootstraps from $V(s_{t+1})$ of its true last
+    state; $c_t$ stops the sum wherever row t + 1 belongs to another episode.  The sum also stops at the last row, whose
+    ``next_value`` carries the rest.
 
     Args:
         reward: ``[T, *B]``.
@@ -49,7 +50,7 @@ def gae(
 
 
 def discounted_sum(reward: Tensor, cut: Tensor, carry: Tensor, *, gamma: float) -> tuple[Tensor, Tensor]:
-    r"""Forward discounted sums :math:`S_t = \gamma\, (1 - c_{t-1})\, S_{t-1} + r_t`, the scale of a return.
+    r"""Forward discounted sums $S_t = \gamma\, (1 - c_{t-1})\, S_{t-1} + r_t$, the scale of a return.
 
     Args:
         reward: ``[T, *B]``.

@@ -13,14 +13,12 @@ from marl_memory.spec import TaskSpec
 class Critic(nn.Module):
     """V_i for every agent, from its own observation or from the global state.
 
-    ===========  ==========  =====================================================================================
-    centralised  shared      network
-    ===========  ==========  =====================================================================================
-    no           yes         V(o_i, i), one network with an agent indicator
-    no           no          V_i(o_i), A networks
-    yes          yes         one network of the state: one value where the reward is common, else one head per agent
-    yes          no          V_i(s), A networks of the state
-    ===========  ==========  =====================================================================================
+    | centralised | shared | network                                                                              |
+    |-------------|--------|--------------------------------------------------------------------------------------|
+    | no          | yes    | V(o_i, i), one network with an agent indicator                                       |
+    | no          | no     | V_i(o_i), A networks                                                                 |
+    | yes         | yes    | one of the state: one value where the reward is common, else one head per agent      |
+    | yes         | no     | V_i(s), A networks of the state                                                      |
 
     Args:
         spec: the task.

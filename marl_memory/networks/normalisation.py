@@ -9,11 +9,12 @@ from torch import Tensor, nn
 class ValueNorm(nn.Module):
     r"""The reference MAPPO's value normaliser: debiased exponential averages of the targets and of their squares.
 
-    .. math::
-        m \leftarrow \beta m + (1-\beta)\,\overline{y}, \quad q \leftarrow \beta q + (1-\beta)\,\overline{y^2}, \quad
-        w \leftarrow \beta w + (1-\beta), \qquad \mu = m/w,\; \sigma^2 = \max(q/w - \mu^2,\, 10^{-2})
+    $$
+    m \leftarrow \beta m + (1-\beta)\,\overline{y}, \quad q \leftarrow \beta q + (1-\beta)\,\overline{y^2}, \quad
+    w \leftarrow \beta w + (1-\beta), \qquad \mu = m/w,\; \sigma^2 = \max(q/w - \mu^2,\, 10^{-2})
+    $$
 
-    The critic is trained on :math:`(y-\mu)/\sigma` and read as :math:`\sigma v + \mu`.  Before the first update it is
+    The critic is trained on $(y-\mu)/\sigma$ and read as $\sigma v + \mu$.  Before the first update it is
     the identity.
 
     Args:

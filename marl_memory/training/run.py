@@ -65,6 +65,13 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
     return _instantiate(config["algorithm"], spec=spec, network=body, seed=config["seed"])
 
 
+def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int) -> Memory:
+    """The operators of ``config["memory"]``, each handed the task and a seed derived from the run's and its name."""
+    return Memory(
+        (name, _instantiate(node, spec=spec, seed=derive_seed(seed, "memory", name))) for name, node in nodes.items()
+    )
+
+
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     """Everything a run needs, from its resolved config; ``folder`` is where it writes."""
     training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
@@ -82,7 +89,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
-        memory=Memory((name, _instantiate(node)) for name, node in memory.items()),
+        memory=make_memory(memory, env.task_spec, seed),
         env=env,
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,

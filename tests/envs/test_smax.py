@@ -312,6 +312,14 @@ def test_processes_agree_bit_by_bit(played):
     assert out.split()[-1] == digest(played[0])
 
 
+def test_importing_jaxmarl_leaves_redirected_output_alone() -> None:
+    code = (
+        "import io, sys; sys.stdout = out = io.StringIO(); from marl_memory_envs.smax import MAPS; "
+        "assert '3m' in MAPS and sys.stdout is out and sys.stderr is sys.__stderr__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def digest(entries: list[TensorDictBase]) -> str:
     sha = hashlib.sha256()
     for entry in entries:

@@ -465,9 +465,9 @@ WEIGHT = "actor.body.layers.0.weight"
     [
         (lambda s: None, {"format": 99, "version": "7.0"}, "format=99 in meta.json, right is 1 for marl-memory"),
         (
-            lambda s: s["algorithm"].update({WEIGHT: torch.zeros(1, 16, 7)}),
+            lambda s: s["algorithm"].update({WEIGHT: torch.zeros(16, 7)}),
             {"version": "7.0"},
-            f"the entry algorithm.{WEIGHT} has shape [1, 16, 7] in the checkpoint and [1, 8, 7] in this run; it was "
+            f"the entry algorithm.{WEIGHT} has shape [16, 7] in the checkpoint and [8, 7] in this run; it was "
             "written by marl-memory 7.0",
         ),
         (lambda s: s["algorithm"].pop(WEIGHT), {}, f"algorithm.{WEIGHT} is in this run's, not in the checkpoint's"),

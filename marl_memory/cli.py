@@ -10,14 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from marl_memory.training.config import config_dir
 
-def config_dir() -> Path:
-    """The folder of YAML configs: inside an installed wheel, or beside the package in a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "configs", here.parent / "configs"):
-        if (folder / "config.yaml").exists():
-            return folder
-    raise FileNotFoundError(f"no configs/config.yaml beside or inside {here}: the installation is incomplete")
+SHOW_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))
+"""What the user asked for; while Hydra composes, the variable says something else."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,33 +49,43 @@ def main(argv: list[str] | None = None) -> None:
 
 @contextmanager
 def _one_clear_error() -> Iterator[None]:
-    """What a user can put right is said in one line; ``HYDRA_FULL_ERROR=1`` shows where it came from."""
-    from marl_memory.training.checkpoint import DamagedCheckpointError, NoCheckpointError
+    """What a user can put right is said in one message; ``HYDRA_FULL_ERROR=1`` shows where it came from."""
+    from marl_memory.training.checkpoint import CheckpointError
+    from marl_memory.training.trainer import TrainingDivergedError
 
     try:
         yield
-    except (ValueError, ImportError, OSError, DamagedCheckpointError, NoCheckpointError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
+    except (ValueError, ImportError, OSError, CheckpointError, TrainingDivergedError) as error:
+        if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"marl-memory: {error}")
+        sys.exit("\n".join([f"marl-memory: {error}", *getattr(error, "__notes__", [])]))
 
 
-def _train(overrides: list[str]) -> None:
+def _train(words: list[str]) -> None:
     import hydra
 
-    sys.argv = ["marl-memory train", *overrides]
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_train_config)()
+    from marl_memory.training.hydra_errors import in_one_sentence, raised_by_hydra
+
+    # Overrides may stand before and after options; Hydra's parser wants them together.
+    words = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
+    sys.argv = ["marl-memory train", *words]
+    with _one_clear_error(), in_one_sentence(words), raised_by_hydra():
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_train_config)()
 
 
 def _train_config(config: Any) -> None:
     from omegaconf import OmegaConf
 
+    from marl_memory.training.hydra_errors import in_one_sentence
     from marl_memory.training.run import start
 
-    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    folder = Path(resolved.pop("run_folder"))
     with _one_clear_error():
-        _finish(start(resolved, folder), folder)
+        with in_one_sentence():
+            resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        folder = resolved.pop("run_folder", None)
+        if not isinstance(folder, str) or not folder:
+            raise ValueError(f"run_folder={folder!r} must name a folder")
+        _finish(start(resolved, Path(folder)), Path(folder))
 
 
 def _resume(options: argparse.Namespace) -> None:

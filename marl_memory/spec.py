@@ -53,6 +53,8 @@ class TaskSpec:
                 raise ValueError(f"{key}={getattr(self, key)} must name one size for each of the {count} agents")
         if count == 0:
             raise ValueError("agents=() must name at least one agent")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps={self.max_episode_steps} must be at least 1, or None")
         if self.continuous != (self.action_low is not None and self.action_high is not None):
             raise ValueError(
                 f"continuous={self.continuous} needs action_low and action_high set exactly when it is True"

@@ -163,7 +163,7 @@ def load_policy_of_an_empty_run(folder: Path) -> None:
         (["seed=abc"], "seed='abc' must be a whole number"),
         (["training.steps=abc"], "training.steps='abc' must be a whole number"),
         (["training.threads=0"], "training.threads=0 must be a whole number of at least 1"),
-        (["+algorithm.foo=1"], "unknown keys ['foo']"),
+        (["+algorithm.foo=1"], "algorithm.foo=1 is unknown, nothing reads it"),
         (["+env.kwargs.wings=2"], "wings"),
         (["env.max_episode_steps=3"], "max_episode_steps=3"),
         (["env=toy/nothing"], "nothing"),

@@ -31,6 +31,9 @@ class MaskedDuel(ParallelEnv[str, dict[str, np.ndarray], int]):
         danger: probability of dying at an unguarded step.
         dragon: strikes that kill the dragon.
         max_steps: the time limit.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     def __init__(
@@ -42,6 +45,10 @@ class MaskedDuel(ParallelEnv[str, dict[str, np.ndarray], int]):
         dragon: int = 8,
         max_steps: int = 20,
     ) -> None:
+        if not 0 <= danger <= 1:
+            raise ValueError(f"danger={danger} must lie in [0, 1]")
+        if dragon < 1 or max_steps < 1:
+            raise ValueError(f"dragon={dragon} and max_steps={max_steps} must be at least 1")
         self.common_reward, self.unequal = common_reward, unequal
         self.danger, self.dragon, self.max_steps = danger, dragon, max_steps
         self.metadata = {"name": "masked_duel", "render_modes": []}
@@ -145,12 +152,14 @@ class Rendezvous(ParallelEnv[str, np.ndarray, np.ndarray]):
         max_steps: the time limit.
 
     Raises:
-        ValueError: for another number of agents.
+        ValueError: for another number of agents, or a time limit below 1.
     """
 
     def __init__(self, *, n_agents: int = 2, unequal: bool = False, max_steps: int = 25) -> None:
         if n_agents not in (2, 3):
             raise ValueError(f"n_agents={n_agents} must be 2 or 3")
+        if max_steps < 1:
+            raise ValueError(f"max_steps={max_steps} must be at least 1")
         self.max_steps = max_steps
         self.metadata = {"name": "rendezvous", "render_modes": []}
         self.render_mode = None

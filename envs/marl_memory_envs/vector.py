@@ -29,6 +29,8 @@ Frame = dict[str, np.ndarray]
 COMMON = 1e-5
 """How far apart the rewards of a team may be, relative to their size, and still count as one."""
 
+_SPACES = ("observation_space", "action_space")
+
 _ROOT = ("state", "done", "terminated", "truncated", "success")
 
 
@@ -101,6 +103,7 @@ class VectorEnv(AgentsEnv):
         self.envs = list(envs)
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
+        self._spaces = [{name: _spaces_of(env, name) for name in self._agents} for env in envs]
         self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._team = list(spec.agents)
         self._agents_size = torch.Size((self.n_envs, spec.n_agents))
@@ -152,6 +155,7 @@ class VectorEnv(AgentsEnv):
             env = self.envs[row]
             seed = self._seeds[row] if everything else None
             observations, infos = env.reset() if seed is None else env.reset(seed=seed)
+            self._check_spaces(row)
             self._listed[row] = list(env.agents)
             self._read_row(frame, readable, row, observations, infos, env.agents)
         if everything:
@@ -253,7 +257,7 @@ class VectorEnv(AgentsEnv):
         rows: Any = slice(None) if len(whole.rows) == self.n_envs else whole.rows
         count, spec = len(whole.rows), self.task_spec
         sizes = list(spec.observation_sizes)
-        if list(map(len, whole.observations)) != sizes * count:
+        if list(map(np.shape, whole.observations)) != [(size,) for size in sizes] * count:
             for row, start in zip(whole.rows, range(0, len(whole.observations), len(sizes)), strict=True):
                 for name, size, value in zip(self._team, sizes, whole.observations[start:], strict=False):
                     self._check_size(row, name, size, value)
@@ -327,7 +331,11 @@ class VectorEnv(AgentsEnv):
         masks = None if self.task_spec.continuous else frame["action_mask"][row]
         present, agents, acting = self._listed[row], self._agents, []
         for name in seen:
-            agent = agents[name]
+            agent = agents.get(name)
+            if agent is None:
+                raise ValueError(
+                    f"{self._where(row)}: agent {name!r} is in env.agents, but not in possible_agents {self._team}"
+                )
             info = infos.get(name)
             acts = name in present
             if info and not info.get("alive", True):
@@ -370,8 +378,20 @@ class VectorEnv(AgentsEnv):
             readable[agent.index] = False  # nothing to choose in a last state: the no-op of the dead
 
     def _check_size(self, row: int, name: str, size: int, observation: Any) -> None:
-        if len(observation) != size:
-            raise ValueError(f"{self._where(row)}: agent {name!r} observes {len(observation)} numbers, not {size}")
+        shape = np.shape(observation)
+        if shape != (size,):
+            seen = f"{shape[0]} numbers" if len(shape) == 1 else f"an array of shape {shape}"
+            raise ValueError(f"{self._where(row)}: agent {name!r} observes {seen}, not {size}")
+
+    def _check_spaces(self, row: int) -> None:
+        """An environment's spaces are those it was built with: what it gives would be misread by others."""
+        for name, known in self._spaces[row].items():
+            for kind, before, now in zip(_SPACES, known, _spaces_of(self.envs[row], name), strict=True):
+                if now is not before and now != before:
+                    raise ValueError(
+                        f"{self._where(row)}: {kind} of agent {name!r} changed from {before} to {now}; "
+                        "an environment must keep the spaces it began with"
+                    )
 
     def _report_not_common(self, row: int, rewards: list[float]) -> None:
         raise ValueError(
@@ -456,6 +476,10 @@ class VectorEnv(AgentsEnv):
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"
 
 
+def _spaces_of(env: ParallelEnv[str, Any, Any], agent: str) -> tuple[Any, ...]:
+    return tuple(getattr(env, kind)(agent) for kind in _SPACES)
+
+
 def _template(spec: TaskSpec, n: int) -> Frame:
     """The entries before anything is written: everybody dead, nothing ended."""
     agents = spec.n_agents
@@ -523,6 +547,9 @@ def vector_env(
             env = make(**(kwargs or {}))
         except ModuleNotFoundError as error:
             raise _missing(error, str(label), getattr(make, "__module__", "")) from error
+        except Exception as error:  # whatever a factory finds wrong with its arguments
+            given = f"kwargs={dict(kwargs or {})}"
+            raise ValueError(f"factory={label} failed with {given}: {type(error).__name__}: {error}") from error
         if isinstance(env, AECEnv):
             raise ValueError(f"factory={label} made an AECEnv; wrap it with pettingzoo.utils.aec_to_parallel")
         if not isinstance(env, ParallelEnv):

@@ -26,6 +26,7 @@ class A2C(Algorithm):
     """
 
     stages = frozenset({"act", "reward", "target"})  # where memory can act on this learner
+    actions = frozenset({"discrete", "continuous"})  # what it can learn
 
     def __init__(self, *, spec, network, seed, gamma=0.99, gae_lambda=0.95, entropy_coef=0.01, lr=1e-3):
         super().__init__()

@@ -31,6 +31,8 @@ class Algorithm(nn.Module, ABC):
     actor: Actor
     stages: ClassVar[frozenset[str]]
     """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
+    actions: ClassVar[frozenset[str]]
+    """The kinds of actions it can learn: ``discrete``, ``continuous`` or both."""
 
     @property
     @abstractmethod
@@ -59,7 +61,10 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
-        """One gradient step; returns scalars, still as tensors (so that nothing waits for them)."""
+        """One gradient step; returns scalars, still as tensors (so that nothing waits for them).
+
+        Keys under ``loss/`` and ``grad_norm/`` must be finite: the trainer looks at them once an iteration, and stops.
+        """
 
     @abstractmethod
     def finish_update(self, batch: TensorDictBase) -> None:

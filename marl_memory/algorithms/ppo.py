@@ -11,6 +11,7 @@ With one agent the three are one computation; PPO on a team is independent learn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -68,6 +69,7 @@ class PPO(Algorithm):
     """
 
     stages = frozenset({"act", "reward", "target", "region", "replay"})
+    actions = frozenset({"discrete", "continuous"})
 
     def __init__(
         self,
@@ -329,17 +331,21 @@ class PPO(Algorithm):
 
 def _check_ranges(**values: float) -> None:
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not (_is_number(value) and 0 <= value <= 1):
             raise ValueError(f"algorithm.{name}={value!r} must lie in [0, 1]")
 
 
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or value < 0:
+        if not (_is_number(value) and value >= 0):
             raise ValueError(f"algorithm.{name}={value!r} must not be negative")
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or value <= 0:
+        if not (_is_number(value) and value > 0):
             raise ValueError(f"algorithm.{name}={value!r} must be positive")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import pickle
+import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
+import marl_memory
 
 Kind = Literal["scheduled", "signal", "best"]
 
+FORMAT = 1
+"""The layout of ``state.pt``.  It moves on when a state can no longer be read by name and shape alone."""
 
-class DamagedCheckpointError(RuntimeError):
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can not be used."""
+
+
+class DamagedCheckpointError(CheckpointError):
     """A checkpoint's files do not hold what was written."""
 
 
-class NoCheckpointError(RuntimeError):
+class IncompatibleCheckpointError(CheckpointError):
+    """A checkpoint is whole, but made with another configuration or by another version."""
+
+
+class NoCheckpointError(CheckpointError):
     """A run has no checkpoint that can be read."""
+
+
+class NotWrittenError(OSError):
+    """A file could not be written, as on a full disk."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +67,63 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise DamagedCheckpointError(f"{self.path}: meta.json can not be read ({error})") from error
 
+    @property
+    def frames(self) -> int:
+        """The run's frames when it was taken.
+
+        Raises:
+            DamagedCheckpointError: if they can not be read.
+        """
+        frames = self.meta.get("frames")
+        if not isinstance(frames, int):
+            raise DamagedCheckpointError(f"{self.path}: frames={frames!r} in meta.json must be a whole number")
+        return frames
+
     def load(self) -> dict[str, Any]:
         """The state, after its checksum was verified.
 
         Raises:
-            DamagedCheckpointError: if it is missing, cut short or altered.
+            DamagedCheckpointError: if it is missing, cut short or altered, or holds more than tensors and plain values.
+            IncompatibleCheckpointError: if its format is another.
         """
-        expected, file = self.meta.get("sha256"), self.path / "state.pt"
+        meta, file = self.meta, self.path / "state.pt"
         if not file.exists():
             raise DamagedCheckpointError(f"{self.path}: state.pt is missing")
         found = _sha256(file)
-        if found != expected:
-            raise DamagedCheckpointError(f"{self.path}: state.pt has SHA-256 {found[:12]}…, written was {expected}")
-        return torch.load(file, weights_only=True, map_location="cpu")
+        if found != meta.get("sha256"):
+            raise DamagedCheckpointError(
+                f"{self.path}: state.pt has SHA-256 {found[:12]}…, written was {meta.get('sha256')}"
+            )
+        if (written := meta.get("format", 1)) != FORMAT:  # the first ones carry no number
+            raise IncompatibleCheckpointError(
+                f"{self.path}: format={written!r} in meta.json, right is {FORMAT} for marl-memory "
+                f"{marl_memory.__version__}; it was written by {meta.get('version')}: use that version"
+            )
+        try:
+            state = torch.load(file, weights_only=True, map_location="cpu")
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise DamagedCheckpointError(
+                f"{self.path}: state.pt holds something else than tensors and plain values; none of it was run"
+            ) from error
+        if not isinstance(state, dict):
+            raise DamagedCheckpointError(f"{self.path}: state.pt holds a {type(state).__name__}, not a state")
+        return state
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """While its state is given to what is to go on with it: names the checkpoint if the two do not fit.
+
+        Raises:
+            IncompatibleCheckpointError: instead of the KeyError, ValueError or RuntimeError of whoever reads the state.
+        """
+        try:
+            yield
+        except (KeyError, ValueError, RuntimeError) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise IncompatibleCheckpointError(
+                f"{self.path} does not fit this run: {problem}; it was written by marl-memory "
+                f"{self.meta.get('version', 'of unknown version')}, this is {marl_memory.__version__}"
+            ) from error
 
 
 class CheckpointFolder:
@@ -85,26 +152,42 @@ class CheckpointFolder:
         for leftover in self.path.glob(".writing-*"):  # killed while writing
             shutil.rmtree(leftover)
 
-    def drop_after(self, frames: int) -> None:
+    def drop_after(self, frames: int, warn: Callable[[str], Any] = print) -> None:
         """Remove what lies ahead of a restored state: damaged checkpoints that were passed over, and their best."""
         best = self.named("best")
         ahead = [c for c in self.scheduled() if _frames_of(c) > frames]
-        if best is not None and best.meta["frames"] > frames:
-            ahead.append(best)
+        try:
+            if best is not None and best.frames > frames:
+                ahead.append(best)
+        except DamagedCheckpointError as error:
+            warn(f"damaged checkpoint left where it is: {error}")
         for checkpoint in ahead:
             shutil.rmtree(checkpoint.path)
 
     def save(self, state: dict[str, Any], kind: Kind, *, frames: int, **meta: Any) -> Checkpoint:
-        """Write ``state`` whole or not at all; a scheduled one lets the oldest go, and an earlier signal's."""
+        """Write ``state`` whole or not at all; a scheduled one lets the oldest go, and an earlier signal's.
+
+        Raises:
+            NotWrittenError: if the disk is full, say; what was there before stays as it was.
+        """
         name = f"frames_{frames:012d}" if kind == "scheduled" else kind
         writing = self.path / f".writing-{name}"
         shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        torch.save(state, writing / "state.pt")
-        meta = {"kind": kind, "frames": frames, "sha256": _sha256(writing / "state.pt"), **meta}
-        (writing / "meta.json").write_text(json.dumps(meta, indent=1))
-        for file in writing.iterdir():
-            _flush(file)
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        data = stream.getbuffer()
+        about = {"kind": kind, "frames": frames, "format": FORMAT, "version": marl_memory.__version__}
+        try:
+            with naming(self.path / name, needs=len(data)):
+                writing.mkdir(parents=True)
+                (writing / "state.pt").write_bytes(data)
+                about |= {"sha256": _sha256(writing / "state.pt"), **meta}
+                (writing / "meta.json").write_text(json.dumps(about, indent=1))
+                for file in writing.iterdir():
+                    _flush(file)
+        except NotWrittenError:
+            shutil.rmtree(writing, ignore_errors=True)  # half of it only takes up room
+            raise
         final = self.path / name
         if final.exists():  # a folder can not replace a full one in one step: the old one moves aside first
             old = self.path / f".writing-old-{name}"
@@ -123,7 +206,9 @@ class CheckpointFolder:
 
     def scheduled(self) -> list[Checkpoint]:
         """Scheduled checkpoints, newest first."""
-        return [Checkpoint(path) for path in sorted(self.path.glob("frames_*"), reverse=True)]
+        return [
+            Checkpoint(path) for path in sorted(self.path.glob("frames_*"), reverse=True) if _NAME.fullmatch(path.name)
+        ]
 
     def newest_frames(self) -> int | None:
         """The frame count of the newest scheduled checkpoint."""
@@ -149,12 +234,59 @@ class CheckpointFolder:
         raise NoCheckpointError(f"{self.path} holds no checkpoint that can be read: start anew in another folder")
 
 
+@contextmanager
+def naming(path: Path, *, needs: int | None = None) -> Iterator[None]:
+    """While ``path`` is written: a failure names it (a full disk's own error does not) and the bytes it ``needs``.
+
+    Raises:
+        NotWrittenError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = f"{path} could not be written: {error.strerror or error}"
+        if needs is not None:
+            text += f"; it needs {needs:,} bytes"
+        raise NotWrittenError(text) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` whole or not at all."""
+    """Write ``text`` to ``path`` whole or not at all.
+
+    Raises:
+        NotWrittenError: if it can not be written; what was there before stays as it was.
+    """
     writing = path.with_name(f".writing-{path.name}")
-    writing.write_text(text)
-    _flush(writing)
-    writing.replace(path)
+    with naming(path):
+        try:
+            writing.write_text(text)
+            _flush(writing)
+            writing.replace(path)
+        finally:
+            writing.unlink(missing_ok=True)
+
+
+def check_state(name: str, own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raise IncompatibleCheckpointError at the first entry of ``state`` that ``own`` lacks, or has in another shape.
+
+    Args:
+        name: where the state belongs, as in ``algorithm``.
+        own: the state of what is to go on with it.
+        state: the checkpoint's.
+    """
+    for key in dict.fromkeys([*own, *state]):
+        if key not in state or key not in own:
+            where = "this run's, not in the checkpoint's" if key in own else "the checkpoint's, not in this run's"
+            raise IncompatibleCheckpointError(f"the entry {name}.{key} is in {where}")
+        a, b = state[key], own[key]
+        if isinstance(b, Tensor) and (not isinstance(a, Tensor) or a.shape != b.shape):
+            shape = list(a.shape) if isinstance(a, Tensor) else type(a).__name__
+            raise IncompatibleCheckpointError(
+                f"the entry {name}.{key} has shape {shape} in the checkpoint and {list(b.shape)} in this run"
+            )
+
+
+_NAME = re.compile(r"frames_\d{12}")
 
 
 def _frames_of(checkpoint: Checkpoint) -> int:

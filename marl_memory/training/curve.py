@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.checkpoint import CheckpointFolder, naming
 from marl_memory.training.logging import MetricsFile
 
 
@@ -33,7 +33,8 @@ def draw(folder: Path) -> Path:
     if names:
         figure.axes[0].legend(frameon=False)
     figure.suptitle("/".join(folder.resolve().parts[-4:]), fontsize=9)
-    figure.savefig(folder / "curve.png", dpi=140)
+    with naming(folder / "curve.png"):
+        figure.savefig(folder / "curve.png", dpi=140)
     return folder / "curve.png"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from marl_memory.training.checkpoint import NotWrittenError, naming
 
 
 class MetricsFile:
@@ -35,7 +38,7 @@ class MetricsFile:
             self.columns += new
             self._rewrite()
             return
-        with self.path.open("a", newline="") as stream:
+        with naming(self.path), self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, self.columns, restval="").writerow(text)
 
     def cut_after(self, frames: int) -> None:
@@ -50,11 +53,12 @@ class MetricsFile:
 
     def _rewrite(self) -> None:
         writing = self.path.with_suffix(".writing")
-        with writing.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        writing.replace(self.path)
+        with naming(self.path):
+            with writing.open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, self.columns, restval="")
+                writer.writeheader()
+                writer.writerows(self.rows)
+            writing.replace(self.path)
 
 
 class Logger:
@@ -75,10 +79,17 @@ class Logger:
     @contextmanager
     def writing(self, frames: int) -> Iterator[None]:
         """Begin, or begin again, after ``frames`` frames; whatever happens, the files and the terminal are let go."""
-        self.start(frames)
-        try:
-            yield
-        finally:
+        with _tensorboard_tells_only_us():
+            self.start(frames)
+            try:
+                yield
+            except BaseException as error:
+                try:
+                    self.close()
+                except NotWrittenError as another:
+                    if str(another) != str(error):
+                        error.add_note(str(another))
+                raise
             self.close()
 
     def start(self, frames: int) -> None:
@@ -87,7 +98,8 @@ class Logger:
         if self.tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=max(frames, 0) + 1)
+            with naming(self.folder / "tensorboard"):
+                self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=max(frames, 0) + 1)
         if self.display is not None:
             self.display.start(max(frames, 0))
 
@@ -95,17 +107,34 @@ class Logger:
         """Write one row; ``row["frames"]`` is its place on the x axis."""
         self.metrics.append(row)
         if self.writer is not None:
-            for key, value in row.items():
-                self.writer.add_scalar(key, value, int(row["frames"]))
+            with naming(self.folder / "tensorboard"):
+                for key, value in row.items():
+                    self.writer.add_scalar(key, value, int(row["frames"]))
         if self.display is not None:
             self.display.show(row)
 
     def close(self) -> None:
         """Flush and stop the display."""
-        if self.writer is not None:
-            self.writer.close()
-        if self.display is not None:
-            self.display.stop()
+        try:
+            if self.writer is not None:
+                with naming(self.folder / "tensorboard"):
+                    self.writer.close()
+        finally:
+            if self.display is not None:
+                self.display.stop()
+
+
+@contextmanager
+def _tensorboard_tells_only_us() -> Iterator[None]:
+    """TensorBoard's thread hands a failed write to our next call: it need not print it as well."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: (
+        None if type(args.thread).__name__ == "_AsyncWriterThread" and args.exc_type is OSError else before(args)
+    )
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class Display:

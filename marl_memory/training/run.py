@@ -18,10 +18,26 @@ import torch
 
 from marl_memory.algorithms.algorithm import Algorithm, derive_seed
 from marl_memory.memory.operator import Memory
-from marl_memory.networks.actor import Actor
+from marl_memory.networks.actor import Actor, Body
 from marl_memory.spec import TaskSpec
-from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError, write_atomically
+from marl_memory.training.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    DamagedCheckpointError,
+    NoCheckpointError,
+    check_state,
+    write_atomically,
+)
 from marl_memory.training.collection import Episodes, TaskEnv
+from marl_memory.training.config import (
+    check_arguments,
+    check_sections,
+    config_dir,
+    differences,
+    instantiate,
+    locate,
+    options,
+)
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
 from marl_memory.training.trainer import Schedule, Trainer, check_count
@@ -50,42 +66,84 @@ SURROUNDINGS = ("threads", "git_commit", "platform", "python", "XLA_FLAGS", "PJR
 """And what else they may depend on."""
 
 
+TRAINING = ("threads", "n_envs", "keep_checkpoints")
+"""Keys of the section ``training`` that are not the schedule's."""
+
+MAY_CHANGE = (
+    "logger.",
+    "training.stop_at_frames",
+    "training.total_frames",
+    "training.threads",
+    "training.keep_checkpoints",
+)
+"""Where the configuration of a run may be edited: nothing that is saved depends on it."""
+
+
 class RunFolderError(ValueError):
     """A folder is not what was asked for: not a run, or already another run's."""
 
 
 def make_env(config: Mapping[str, Any], n_envs: int, seed: int) -> TaskEnv:
     """The environments that ``config["env"]`` names."""
-    return _instantiate(config["env"], n_envs=n_envs, seed=seed)
+    return instantiate("env", config["env"], n_envs=n_envs, seed=seed)
 
 
 def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
-    """The learner that ``config["algorithm"]`` names, with bodies as in ``config["network"]``."""
-    body = _instantiate(config["network"])
-    return _instantiate(config["algorithm"], spec=spec, network=body, seed=config["seed"])
+    """The learner that ``config["algorithm"]`` names, with bodies as in ``config["network"]``.
+
+    Raises:
+        ValueError: if it is no `Algorithm`, or cannot learn the task's kind of actions.
+    """
+    target, kind = locate("algorithm", config["algorithm"]), "continuous" if spec.continuous else "discrete"
+    if not (isinstance(target, type) and issubclass(target, Algorithm)):
+        raise ValueError(f"algorithm._target_={config['algorithm']['_target_']} must name a subclass of Algorithm")
+    if kind not in target.actions:
+        raise ValueError(
+            f"algorithm: {target.__name__} learns {' and '.join(sorted(target.actions))} actions, those of "
+            f"{spec.name} are {kind}: choose algorithm={' or '.join(algorithms_for(kind)) or 'another'}"
+        )
+    handed_to_body = set(inspect.signature(Body.__call__).parameters) - {"self"}
+    body = instantiate("network", config["network"], later=handed_to_body)
+    return instantiate("algorithm", config["algorithm"], spec=spec, network=body, seed=config["seed"])
+
+
+def algorithms_for(kind: str) -> list[str]:
+    """The names in the group ``algorithm`` that learn actions of this ``kind``."""
+    from omegaconf import OmegaConf
+
+    names = options("algorithm", [config_dir()])
+    nodes: dict[str, Any] = {name: OmegaConf.load(config_dir() / f"algorithm/{name}.yaml") for name in names}
+    return [name for name, node in nodes.items() if kind in getattr(locate("algorithm", node), "actions", ())]
 
 
 def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int) -> Memory:
     """The operators of ``config["memory"]``, each handed the task and a seed derived from the run's and its name."""
     return Memory(
-        (name, _instantiate(node, spec=spec, seed=derive_seed(seed, "memory", name))) for name, node in nodes.items()
+        (name, instantiate(f"memory.{name}", node, spec=spec, seed=derive_seed(seed, "memory", name)))
+        for name, node in nodes.items()
     )
 
 
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
-    """Everything a run needs, from its resolved config; ``folder`` is where it writes."""
+    """Everything a run needs, from its resolved config; ``folder`` is where it writes.
+
+    Raises:
+        ValueError: for a key or a value that does not fit.
+    """
+    check_sections(config)
+    check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames"))
+    check_arguments("training", Schedule, config["training"], others=TRAINING)
     training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
     if config.get("scope") is not None and not memory:
         raise ValueError(
             f"scope={config['scope']} has no effect without a memory: leave it out, or name one in memory=[…]"
         )
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")
-    threads, n_envs, keep = (
-        check_count(f"training.{name}", training.pop(name)) for name in ("threads", "n_envs", "keep_checkpoints")
-    )
+    threads, n_envs, keep = (check_count(f"training.{name}", training.pop(name, None)) for name in TRAINING)
     torch.set_num_threads(threads)
     schedule = Schedule(**training)
+    schedule.check_iteration(n_envs)
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
@@ -103,21 +161,32 @@ def start(config: Mapping[str, Any], folder: Path) -> Trainer:
     """A new run in ``folder``, described there before any work starts.
 
     Raises:
-        RunFolderError: if the folder holds a run already.
+        RunFolderError: if the folder holds a run already, or what does not belong to one.
+        ValueError: for a configuration that does not fit.
     """
     if (folder / "run.json").exists():
         raise RunFolderError(
             f"run_folder={folder} already holds a run: choose another, or `marl-memory resume {folder}`"
         )
+    _check_free(folder)
     trainer = make_trainer(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder)
     trainer.checkpoints.recover()
     _write_config(config, folder)
-    write_atomically(
-        folder / "run.json", json.dumps({**_session(), "task": trainer.algorithm.spec.to_dict()}, indent=1)
-    )
+    description = {**_session(), "task": trainer.algorithm.spec.to_dict(), "config": config}
+    write_atomically(folder / "run.json", json.dumps(description, indent=1))
     return trainer
+
+
+def _check_free(folder: Path) -> None:
+    """Raise RunFolderError if ``folder`` holds anything else than a start that was killed left."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    killed = {".lock", "checkpoints", "config.yaml"} if ".lock" in found else set()
+    if foreign := sorted(name for name in found - killed if not name.startswith(".writing-")):
+        raise RunFolderError(
+            f"run_folder={folder} holds no run, but {', '.join(foreign[:5])}: choose a folder that is empty or new"
+        )
 
 
 def resume(
@@ -134,6 +203,7 @@ def resume(
     Raises:
         RunFolderError: if there is no run, an override is not allowed, or no signal's checkpoint exists.
         NoCheckpointError: if no checkpoint can be read.
+        IncompatibleCheckpointError: if the checkpoint is another configuration's or version's.
     """
     config, run = read_config(folder), _read_run(folder)
     _claim(folder)
@@ -148,12 +218,13 @@ def resume(
             say(f"warning: total_frames {config['training'][name]:,} → {value:,} stretches every schedule of this run")
         config["training"][name] = value
     trainer = make_trainer(config, folder)
+    _check_task(folder, run, trainer.algorithm.spec)
     trainer.checkpoints.recover()
     _restore(trainer, folder, from_signal, say)
     end = trainer.schedule.end
     if overrides and end <= trainer.frames:
         raise RunFolderError(f"{overrides} ends at {end:,} frames, but {folder} is at {trainer.frames:,} already")
-    trainer.checkpoints.drop_after(trainer.frames)
+    trainer.checkpoints.drop_after(trainer.frames, say)
     session = _session()
     began, now = ({**record["versions"], **{key: record.get(key) for key in SURROUNDINGS}} for record in (run, session))
     for key in now:
@@ -172,29 +243,51 @@ def _restore(trainer: Trainer, folder: Path, from_signal: bool, say: Callable[[s
     if from_signal:
         if left is None:
             raise RunFolderError(f"{folder} holds no checkpoint left by a signal")
-        trainer.load_state_dict(left.load())
+        state = left.load()
+        with left.fitting():
+            trainer.load_state_dict(state)
     elif trainer.checkpoints.scheduled():
-        trainer.load_state_dict(trainer.checkpoints.newest(say)[0])
+        state, checkpoint = trainer.checkpoints.newest(say)
+        with checkpoint.fitting():
+            trainer.load_state_dict(state)
         if left is not None:
-            frames = left.meta["frames"]
-            say(
-                f"{frames - trainer.frames:,} frames since the last scheduled checkpoint are done again, bit-equal; "
-                f"--from-signal would go on from {frames:,} instead"
-            )
+            _say_what_is_redone(trainer.frames, left, say)
+
+
+def _say_what_is_redone(frames: int, left: Checkpoint, say: Callable[[str], None]) -> None:
+    try:
+        there = left.frames
+    except DamagedCheckpointError as error:
+        say(f"damaged checkpoint passed over: {error}")
+        return
+    say(
+        f"{there - frames:,} frames since the last scheduled checkpoint are done again, bit-equal; "
+        f"--from-signal would go on from {there:,} instead"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a run.
 
     Raises:
-        RunFolderError: if ``folder`` holds no run.
+        RunFolderError: if ``folder`` holds no run, or its configuration is not the one that the run was made with.
     """
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
-    _read_run(folder)
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(config, dict)
-    return config  # type: ignore[return-value]
+    run = _read_run(folder)
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, YAMLError) as error:
+        raise RunFolderError(f"{folder}/config.yaml can not be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{folder}/config.yaml holds a {type(config).__name__}; right is what the run wrote there")
+    for key, now, then in differences(config, run.get("config", config)):
+        if not key.startswith(MAY_CHANGE):
+            raise RunFolderError(
+                f"{folder}/config.yaml has {key}={now}, but the run was made with {then}: put it back, or start anew"
+            )
+    return config
 
 
 def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
@@ -205,7 +298,8 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
         checkpoint: ``best``, or ``last`` for the newest scheduled one.
 
     Raises:
-        RunFolderError: if there is no such run or checkpoint.
+        RunFolderError: if there is no such run.
+        CheckpointError: if there is no such checkpoint, or it is damaged, or another configuration's or version's.
         ValueError: for another value of ``checkpoint``.
     """
     folder = Path(folder)
@@ -216,13 +310,15 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
     algorithm = make_algorithm(config, spec)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if checkpoint == "best":
-        best = checkpoints.named("best")
-        if best is None:
+        found = checkpoints.named("best")
+        if found is None:
             raise NoCheckpointError(f"{folder} has no best checkpoint yet; checkpoint='last' takes the newest")
-        state = best.load()
+        state = found.load()
     else:
-        state, _ = checkpoints.newest(print)
-    algorithm.load_state_dict(state["algorithm"])
+        state, found = checkpoints.newest(print)
+    with found.fitting():
+        check_state("algorithm", algorithm.state_dict(), state["algorithm"])
+        algorithm.load_state_dict(state["algorithm"])
     algorithm.actor.greedy = True
     return algorithm.actor
 
@@ -242,25 +338,10 @@ def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed:
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
     env = make_env(config, min(episodes, config["training"]["n_envs"]), seed)
     try:
+        _check_task(folder, _read_run(folder), env.task_spec)
         return evaluate(env, actor, episodes=episodes, seed=seed)
     finally:
         env.close()
-
-
-def _instantiate(node: Mapping[str, Any], **built: Any) -> Any:
-    """The object a config node names; collaborators are handed over as they are."""
-    from hydra.utils import get_object
-
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    target = get_object(node["_target_"])
-    known = list(inspect.signature(target).parameters)
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ValueError(f"unknown keys {unknown} for {node['_target_']}; known are {known}")
-    if node.get("_partial_"):
-        from functools import partial
-
-        return partial(target, **arguments, **built)
-    return target(**arguments, **built)
 
 
 def _claim(folder: Path) -> None:
@@ -304,9 +385,26 @@ def _session() -> dict[str, Any]:
 
 def _read_run(folder: Path) -> dict[str, Any]:
     """``run.json``, which is written last: where it is, the run is whole."""
-    if not (folder / "run.json").exists():
+    file = folder / "run.json"
+    if not file.exists():
         raise RunFolderError(f"{folder} holds no run (no run.json)")
-    return json.loads((folder / "run.json").read_text())
+    try:
+        run = json.loads(file.read_text())
+        TaskSpec.from_dict(run["task"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{file} can not be read: {error!r}; right is what the run wrote there") from error
+    return run
+
+
+def _check_task(folder: Path, run: Mapping[str, Any], spec: TaskSpec) -> None:
+    """Raise RunFolderError if the environment is no longer the one that the run was made with."""
+    made_with = TaskSpec.from_dict(run["task"])
+    for key, then in vars(made_with).items():
+        if (now := getattr(spec, key)) != then:
+            raise RunFolderError(
+                f"{folder} was made with a task of {key}={then}, which is {now} now: the environment has changed "
+                f"(another version? run.json names those of the run)"
+            )
 
 
 def _write_config(config: Mapping[str, Any], folder: Path) -> None:

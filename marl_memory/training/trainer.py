@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from marl_memory.algorithms.algorithm import Algorithm, derive_seed
 from marl_memory.memory.operator import Memory, Stage
-from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.checkpoint import CheckpointFolder, NotWrittenError, check_state
 from marl_memory.training.collection import Collector, Episodes, TaskEnv
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
@@ -27,6 +27,10 @@ def check_count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
     return value
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss, a gradient or a parameter is no finite number any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class Schedule:
         evaluation_episodes: episodes of each evaluation.
 
     Raises:
-        ValueError: for a number that is not positive.
+        ValueError: for a number that is not positive, or a stop beyond the end.
     """
 
     total_frames: int
@@ -56,11 +60,26 @@ class Schedule:
         for name, value in vars(self).items():
             if name != "stop_at_frames" or value is not None:
                 check_count(f"training.{name}", value)
+        if self.end > self.total_frames:
+            raise ValueError(
+                f"training.stop_at_frames={self.stop_at_frames} must not lie beyond "
+                f"training.total_frames={self.total_frames}"
+            )
 
     @property
     def end(self) -> int:
         """Where this process stops."""
-        return self.total_frames if self.stop_at_frames is None else min(self.stop_at_frames, self.total_frames)
+        return self.total_frames if self.stop_at_frames is None else self.stop_at_frames
+
+    def check_iteration(self, n_envs: int) -> None:
+        """Raise ValueError if something is to come more often than iterations do."""
+        least = self.steps * n_envs
+        for name in ("total_frames", "checkpoint_every_frames", "evaluation_every_frames"):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"training.{name}={getattr(self, name)} must be at least the frames of one iteration, "
+                    f"training.n_envs={n_envs} × training.steps={self.steps} = {least}"
+                )
 
 
 class Trainer:
@@ -91,6 +110,7 @@ class Trainer:
         logger: Logger,
         seed: int,
     ) -> None:
+        schedule.check_iteration(env.n_envs)
         self.frames_per_iteration = schedule.steps * env.n_envs
         algorithm.check_batch(self.frames_per_iteration)
         _check_stages(algorithm, memory)
@@ -127,6 +147,7 @@ class Trainer:
         memory.act(Stage.REGION, batch)
         memory.act(Stage.REPLAY, batch)
         losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
+        metrics |= self._checked_means(metrics, losses)
         algorithm.finish_update(batch)
 
         memory.write("update", batch)
@@ -134,7 +155,7 @@ class Trainer:
 
         self.frames += self.frames_per_iteration
         self.iteration += 1
-        return self._row(episodes, metrics | _means(losses), clock)
+        return self._row(episodes, metrics, clock)
 
     def _row(self, episodes: Episodes, metrics: dict[str, float], clock: Clock) -> dict[str, float]:
         seconds = clock.seconds
@@ -151,8 +172,37 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------- the whole run
 
+    def _checked_means(self, metrics: dict[str, float], losses: list[dict[str, Tensor]]) -> dict[str, float]:
+        """The means of ``losses`` over the gradient steps, if everything that was learnt is finite.
+
+        Raises:
+            TrainingDivergedError: if a metric of the batch, a loss, a gradient norm or a parameter is not.
+        """
+        keys = list(losses[0])
+        table = torch.stack([torch.stack([row[key] for row in losses]) for key in keys])  # [keys, gradient steps]
+        if wrong := _not_finite(metrics, keys, table, dict(self.algorithm.named_parameters())):
+            raise TrainingDivergedError(
+                f"training diverged: {wrong}, in iteration {self.iteration + 1}, frames {self.frames:,} to "
+                f"{self.frames + self.frames_per_iteration:,}; a smaller step size may help"
+            )
+        return dict(zip(keys, table.mean(1).tolist(), strict=True))
+
     def run(self) -> None:
-        """Train to the schedule's end, or until a signal asks to leave (the iteration is finished and saved first)."""
+        """Train to the schedule's end, or until a signal asks to leave (the iteration is finished and saved first).
+
+        Raises:
+            TrainingDivergedError, NotWrittenError: with a note that names the checkpoint that was kept.
+        """
+        try:
+            self._run()
+        except (TrainingDivergedError, NotWrittenError) as error:
+            kept = self.checkpoints.scheduled()
+            error.add_note(f"kept: {kept[0].path}" if kept else "kept: no checkpoint, none was written yet")
+            if isinstance(error, NotWrittenError):
+                error.add_note(f"go on once there is room: marl-memory resume {self.checkpoints.path.parent}")
+            raise
+
+    def _run(self) -> None:
         end, total = self.schedule.end, self.schedule.total_frames
         new = self.checkpoints.newest_frames() is None
         with _signals(self._request_stop), self.logger.writing(-1 if new else self.frames):
@@ -244,7 +294,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; environments that can not be saved start anew, as they did there."""
+        """Continue where `state_dict` was taken; environments that can not be saved start anew, as they did there.
+
+        Raises:
+            IncompatibleCheckpointError: if an entry of the algorithm or of a memory is missing, unknown or of another
+                shape.
+        """
+        check_state("algorithm", self.algorithm.state_dict(), state["algorithm"])
+        for name in self.memory.operators.keys() & state["memory"].keys():
+            check_state(f"memory.{name}", self.memory.operators[name].state_dict(), state["memory"][name])
         self.frames, self.iteration, self.best = state["frames"], state["iteration"], tuple(state["best"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.memory.load_state_dict(state["memory"])
@@ -275,8 +333,28 @@ class Clock:
         self.seconds[name], self.last = now - self.last, now
 
 
-def _means(rows: list[dict[str, Tensor]]) -> dict[str, float]:
-    return {key: torch.stack([row[key] for row in rows]).mean().item() for key in rows[0]}
+def _not_finite(
+    metrics: Mapping[str, float], keys: Sequence[str], table: Tensor, parameters: Mapping[str, Tensor]
+) -> str:
+    """The first number that is not finite, in the order in which they arise; empty if all are.
+
+    Args:
+        metrics: of the batch.
+        keys: K names.
+        table: ``[K, M]``, what each of M gradient steps reported; losses and gradient norms are looked at.
+        parameters: by name, after the last step.
+    """
+    for key, value in metrics.items():
+        if not math.isfinite(value):
+            return f"{key} is {value}"
+    watched = torch.tensor([key.startswith(("loss/", "grad_norm/")) for key in keys])
+    steps = table.shape[1]
+    for i, k in (~table.T.isfinite() & watched).nonzero().tolist():
+        return f"{keys[k]} is {table[k, i].item()} in minibatch {i + 1} of {steps}"
+    for name, parameter in parameters.items():
+        if not parameter.isfinite().all():
+            return f"the parameter {name} is not finite after minibatch {steps} of {steps}"
+    return ""
 
 
 @contextmanager

@@ -97,6 +97,20 @@ def test_starts_differ_across_environments_and_repeat_with_the_seed(name: str) -
 
 
 @every
+def test_a_seeded_reset_forgets_what_was_before(name: str) -> None:
+    """So that a run which is taken up at a reset in a new process goes on as the first one did."""
+
+    def play(env: Any) -> Any:
+        torch.manual_seed(0)
+        env.set_seed(5)
+        return env.rollout(60, break_when_any_done=False)
+
+    used = build(name, n_envs=2)
+    used.rollout(100, break_when_any_done=False)
+    assert (play(used) == play(build(name, n_envs=2, seed=99))).all()
+
+
+@every
 def test_rollouts_repeat_with_the_seed_and_episodes_end_where_declared(name: str) -> None:
     def play() -> Any:
         torch.manual_seed(0)

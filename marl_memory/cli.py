@@ -132,7 +132,7 @@ def _tasks(options: argparse.Namespace) -> None:
 
     for task in list_tasks(config_dir() / "env"):
         extra = f"[{task.extra}]" if task.extra else ""
-        print(f"{task.name:<32}{extra:<10}{task.hint}")
+        print(f"{task.name:<36}{extra:<12}{task.hint}")
 
 
 if __name__ == "__main__":

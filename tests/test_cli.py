@@ -110,6 +110,7 @@ def test_tasks_lists_every_env_config(tmp_path: Path) -> None:
         assert any(line.split()[0] == task for line in printed.splitlines()), task
     assert "env.factory=package.module:function" in printed
     assert any(line.split() == ["smax/3m", "[smax]", "ready"] for line in printed.splitlines())
+    assert "mamujoco/task" in printed
 
 
 def test_a_missing_suite_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +123,10 @@ def test_a_missing_suite_is_named_with_its_extra(tmp_path: Path, monkeypatch: py
     assert found["smax/3m"].hint == 'missing: pip install "marl-memory[smax]"'
     assert (found["smax/3m"].ready, found["smax/3m"].extra) == (False, "smax")
     assert found["classic/cartpole"].ready
+    monkeypatch.setattr(tasks, "find_spec", lambda package: package)
+    found = {task.name: task for task in tasks.list_tasks(config_dir() / "env")}
+    assert found["mamujoco/task"].hint == "ready, given env.kwargs.scenario=… and env.kwargs.agent_conf=…"
+    assert found["mamujoco/ant_4x2"].hint == "ready"
 
 
 USER_TASK = """

@@ -14,3 +14,26 @@ def lunar_lander(**kwargs: Any) -> OneAgent:
     """LunarLander-v3, for at most 1000 steps; ``continuous=True`` gives two real actions instead of four choices."""
     import_module("Box2D")  # missing, it is named here: Gymnasium's own error hides which module it was
     return gym_env("LunarLander-v3", **kwargs)
+
+
+class _BipedalWalker(OneAgent):
+    """BipedalWalker with a new Box2D world for each episode, as LunarLander has it.
+
+    Gymnasium keeps the world, whose solver remembers earlier episodes: the same seed would not give the same episode.
+    """
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Start an episode in a new world; without a seed the environment's own generator goes on."""
+        walker: Any = self.env.unwrapped
+        walker._destroy()
+        walker.world = import_module("Box2D").b2World()
+        return super().reset(seed=seed, options=options)
+
+
+def bipedal_walker(hardcore: bool = False, **kwargs: Any) -> OneAgent:
+    """BipedalWalker-v3, for at most 1600 steps; ``hardcore=True``: its version with obstacles, at most 2000 steps."""
+    import_module("Box2D")
+    name = "BipedalWalkerHardcore-v3" if hardcore else "BipedalWalker-v3"
+    return _BipedalWalker(gym_env(name, **kwargs).env)

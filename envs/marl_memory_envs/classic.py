@@ -1,4 +1,4 @@
-"""Gymnasium's classic control tasks with discrete actions, as one-agent teams."""
+"""Gymnasium's classic control tasks, as one-agent teams."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def acrobot(**kwargs: Any) -> OneAgent:
 def mountain_car(**kwargs: Any) -> OneAgent:
     """MountainCar-v0: reward −1 a step until the car is up, for at most 200 steps."""
     return gym_env("MountainCar-v0", **kwargs)
+
+
+def pendulum(**kwargs: Any) -> OneAgent:
+    """Pendulum-v1: swing up and hold with one real torque, always 200 steps."""
+    return gym_env("Pendulum-v1", **kwargs)

@@ -59,6 +59,8 @@ PACKAGES = (
     "flax",
     "mpe2",
     "box2d",
+    "mujoco",
+    "gymnasium-robotics",
 )
 """What a run's numbers may depend on."""
 

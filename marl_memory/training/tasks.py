@@ -36,5 +36,8 @@ def _task(name: str, config: Any) -> Task:
     path: str = config.get("factory") or config["_target_"].rpartition(".")[0]
     requires: dict[str, str] = getattr(import_module(path.partition(":")[0]), "REQUIRES", {})
     extra = ",".join(sorted(set(requires.values())))
-    ready = all(find_spec(package) for package in requires)
-    return Task(name, extra, ready, "ready" if ready else f'missing: pip install "marl-memory[{extra}]"')
+    if not all(find_spec(package) for package in requires):
+        return Task(name, extra, False, f'missing: pip install "marl-memory[{extra}]"')
+    kwargs = config.get("kwargs") or {}
+    asked = [f"env.kwargs.{key}=…" for key in kwargs if OmegaConf.is_missing(kwargs, key)]
+    return Task(name, extra, True, f"ready, given {' and '.join(asked)}" if asked else "ready")

@@ -17,15 +17,18 @@ from pettingzoo.test import parallel_api_test, parallel_seed_test
 from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
-from marl_memory_envs import classic, mpe
+from marl_memory_envs import classic, mpe, sisl
 from marl_memory_envs.toy import MaskedDuel, Rendezvous
 from marl_memory_envs.vector import vector_env
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "env"
+FAMILIES = ("mpe", "classic", "box2d", "sisl", "mujoco", "mamujoco", "toy")
+GENERIC = ("pettingzoo", "mamujoco/task")  # they ask for values
 NAMES = sorted(
-    str(path.relative_to(CONFIGS).with_suffix(""))
-    for folder in ("mpe", "classic", "box2d", "toy")
+    name
+    for folder in FAMILIES
     for path in (CONFIGS / folder).glob("*.yaml")
+    if (name := str(path.relative_to(CONFIGS).with_suffix(""))) not in GENERIC
 )
 VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "spread, continuous": (mpe.simple_spread, {"continuous_actions": True}),
@@ -33,6 +36,7 @@ VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "speaker, continuous": (mpe.simple_speaker_listener, {"continuous_actions": True}),
     "duel, unequal": (MaskedDuel, {"unequal": True, "common_reward": False}),
     "rendezvous, unequal": (Rendezvous, {"n_agents": 3, "unequal": True}),
+    "multiwalker, going on without the fallen": (sisl.multiwalker, {"terminate_on_fall": False}),
 }
 
 
@@ -42,13 +46,18 @@ def load(name: str) -> dict[str, Any]:
     return config
 
 
+def require(module: str) -> None:
+    for package, extra in import_module(module).REQUIRES.items():
+        pytest.importorskip(package, reason=f"needs the extra {extra}")
+
+
 def maker(name: str) -> Callable[[], Any]:
     if name in VARIANTS:
+        require(VARIANTS[name][0].__module__)
         return partial(VARIANTS[name][0], **VARIANTS[name][1])
     config = load(name)
     module, _, attribute = config["factory"].partition(":")
-    for requirement in import_module(module).REQUIRES:
-        pytest.importorskip(requirement)
+    require(module)
     return partial(getattr(import_module(module), attribute), **config["kwargs"])
 
 
@@ -88,6 +97,20 @@ def test_starts_differ_across_environments_and_repeat_with_the_seed(name: str) -
 
 
 @every
+def test_a_seeded_reset_forgets_what_was_before(name: str) -> None:
+    """So that a run which is taken up at a reset in a new process goes on as the first one did."""
+
+    def play(env: Any) -> Any:
+        torch.manual_seed(0)
+        env.set_seed(5)
+        return env.rollout(60, break_when_any_done=False)
+
+    used = build(name, n_envs=2)
+    used.rollout(100, break_when_any_done=False)
+    assert (play(used) == play(build(name, n_envs=2, seed=99))).all()
+
+
+@every
 def test_rollouts_repeat_with_the_seed_and_episodes_end_where_declared(name: str) -> None:
     def play() -> Any:
         torch.manual_seed(0)
@@ -100,6 +123,18 @@ def test_rollouts_repeat_with_the_seed_and_episodes_end_where_declared(name: str
     assert not (after["terminated"] & after["truncated"]).any()
     if limit is not None and limit <= 60:
         assert after["done"].any(1).all()
+
+
+@every
+def test_a_thousand_steps(name: str) -> None:
+    if name in VARIANTS:
+        pytest.skip("one of each task is enough")
+    torch.manual_seed(0)
+    env = build(name, n_envs=1)
+    after, limit = env.rollout(1000, break_when_any_done=False)["next"], env.task_spec.max_episode_steps
+    assert after["agents", "observation"].isfinite().all()
+    ends = [0, *(after["done"][0, :, 0].nonzero()[:, 0] + 1).tolist(), 1000]
+    assert max(stop - start for start, stop in zip(ends, ends[1:], strict=False)) <= (limit or 1000)
 
 
 def test_time_limits_are_the_environments_own() -> None:
@@ -178,8 +213,8 @@ def test_torchrl_collector_reads_it() -> None:
 
 def test_every_config_lists_every_keyword() -> None:
     keywords = set(inspect.signature(vector_env).parameters) - {"n_envs", "seed"}
-    for name in [*NAMES, "pettingzoo"]:
+    for name in [*NAMES, *GENERIC]:
         config = load(name)
         assert set(config) == keywords
-        assert name == "pettingzoo" or config["name"] == name
+        assert name in GENERIC or config["name"] == name
     assert load("pettingzoo")["factory"] == "???"

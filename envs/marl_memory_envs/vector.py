@@ -225,7 +225,7 @@ class VectorEnv(AgentsEnv):
             self._acting[row] == self._team
             and not (any(terminations.values()) or any(truncations.values()))
             and len(observations) == len(self._team)
-            and not any(infos.values())
+            and not (any(infos.values()) and any(map(_speaks, infos.values())))
             and not self._dict_observations
             and env.agents == self._team
         ):
@@ -474,6 +474,11 @@ class VectorEnv(AgentsEnv):
 
     def _where(self, row: int) -> str:
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"
+
+
+def _speaks(info: Mapping[str, Any]) -> bool:
+    """Whether an agent's info says something that is written: its life or its mask."""
+    return "alive" in info or "action_mask" in info
 
 
 def _spaces_of(env: ParallelEnv[str, Any, Any], agent: str) -> tuple[Any, ...]:

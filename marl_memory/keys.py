@@ -44,7 +44,11 @@ class Keys:
     Written by the learner, under the preallocated ``learn`` entry: ``learn_reward`` (``[*B, A, 1]``, what learners
     read: the environment's reward, scaled, plus what REWARD operators add), ``value_output`` (``[*B, A, C]``, what
     the critic network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of
-    ``learn_reward``), ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``).
+    ``learn_reward``), ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``), ``under_weight``
+    (``[*B, A, 1]``, weight of the squared error where a value lies under its target; 1 is the plain square), and
+    ``action_gradient`` (``[*B, A, P]``, ∂Q/∂a in units of `ActionVector`).
+
+    Written by the replay: ``row`` (``[*B]`` int64, the number of the row since the run began; never used twice).
     """
 
     group: str = "agents"
@@ -70,6 +74,10 @@ class Keys:
     next_value: tuple[str, ...] = field(init=False, default=("learn", "next_value"))
     advantage: tuple[str, ...] = field(init=False, default=("learn", "advantage"))
     value_target: tuple[str, ...] = field(init=False, default=("learn", "value_target"))
+    under_weight: tuple[str, ...] = field(init=False, default=("learn", "under_weight"))
+    action_gradient: tuple[str, ...] = field(init=False, default=("learn", "action_gradient"))
+
+    row: str = field(init=False, default="row")
 
     def __post_init__(self) -> None:
         names = ("observation", "action_mask", "alive", "reward", "discount", "action")

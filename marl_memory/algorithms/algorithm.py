@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
+from marl_memory.algorithms.exploration import Explorer
 from marl_memory.networks.actor import Actor
+from marl_memory.networks.deterministic import DeterministicActor
 from marl_memory.spec import TaskSpec
 
 
@@ -25,10 +28,11 @@ class Algorithm(nn.Module, ABC):
     """A learner: networks, targets, optimisers, schedules and generators behind one ``state_dict``.
 
     The trainer calls the steps of an update in the paper's order; between them memory operators may act on the batch.
+    Learners derive from `OnPolicyAlgorithm` or `OffPolicyAlgorithm`.
     """
 
     spec: TaskSpec
-    actor: Actor
+    actor: Actor | DeterministicActor
     stages: ClassVar[frozenset[str]]
     """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
     actions: ClassVar[frozenset[str]]
@@ -40,16 +44,28 @@ class Algorithm(nn.Module, ABC):
         """The ``learn`` entries this learner writes, with the shape that follows the batch dimensions."""
 
     @abstractmethod
-    def check_batch(self, rows: int) -> None:
-        """Raise ValueError, before any work starts, if batches of ``rows`` team rows do not fit this learner."""
-
-    @abstractmethod
     def set_progress(self, progress: float) -> None:
         """Follow the schedules; ``progress`` in [0, 1] is the share of the run's frames already collected."""
 
     @abstractmethod
     def derive_rewards(self, batch: TensorDictBase) -> None:
-        """Write ``learn_reward`` ``[T, N, A, 1]``: the rewards learning uses, before REWARD operators add to them."""
+        """Write ``learn_reward`` ``[*B, A, 1]``: the rewards learning uses, before REWARD operators add to them."""
+
+    @abstractmethod
+    def cut_episodes(self) -> None:
+        """Drop what is carried over of running episodes: the environments are about to be reset."""
+
+    @abstractmethod
+    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``."""
+
+
+class OnPolicyAlgorithm(Algorithm):
+    """A learner of whole batches ``[T, N]`` that its present policy collected."""
+
+    @abstractmethod
+    def check_batch(self, rows: int) -> None:
+        """Raise ValueError, before any work starts, if batches of ``rows`` team rows do not fit this learner."""
 
     @abstractmethod
     def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
@@ -70,13 +86,83 @@ class Algorithm(nn.Module, ABC):
     def finish_update(self, batch: TensorDictBase) -> None:
         """What follows the last gradient step, such as the running statistics of observations."""
 
+
+class OffPolicyAlgorithm(Algorithm):
+    """A learner of rows ``[B]`` drawn from a replay; the trainer calls the steps of an update in the paper's order."""
+
+    behaviour: Explorer
+    """What collects: the actor, and exploration around it."""
+    replay: ReplaySettings
+
+    @property
     @abstractmethod
-    def cut_episodes(self) -> None:
-        """Drop what is carried over of running episodes: the environments are about to be reset."""
+    def replay_keys(self) -> list[NestedKey]:
+        """The entries of a collected batch that it learns from; those under ``next`` included."""
+
+    @property
+    @abstractmethod
+    def actor_is_due(self) -> bool:
+        """Whether the update that began with the last `update_critic` also moves the actor and the targets."""
 
     @abstractmethod
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``."""
+    def compute_targets(self, rows: TensorDictBase) -> None:
+        """Write ``value_target`` ``[B, A, C]``, one for each critic, and ``under_weight`` 1."""
+
+    @abstractmethod
+    def update_critic(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        """One gradient step of the critics; returns scalars, still as tensors (see `OnPolicyAlgorithm.update`)."""
+
+    @abstractmethod
+    def compute_action_gradient(self, rows: TensorDictBase) -> None:
+        """Write ``action_gradient`` ``[B, A, P]`` at the actor's present choice, which `update_actor` then moves."""
+
+    @abstractmethod
+    def update_actor(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        """One gradient step of the actor along ``action_gradient``."""
+
+    @abstractmethod
+    def update_targets(self) -> None:
+        """Move the target networks towards the present ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """What an off-policy learner asks of its replay, in rows (a row: one step of one environment, all its agents).
+
+    Args:
+        capacity: rows kept; the oldest are overwritten.
+        batch_size: rows of each update.
+        warmup_frames: frames collected by uniformly random actions before the first update.
+        updates_per_frame: gradient steps per collected frame, whatever the number of environments.
+        storage: ``ram`` or ``memmap`` (files in the run's folder, read as memory).
+
+    Raises:
+        ValueError: for sizes that do not fit each other.
+    """
+
+    capacity: int
+    batch_size: int
+    warmup_frames: int
+    updates_per_frame: float
+    storage: str
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
+        if self.capacity < self.batch_size:
+            raise ValueError(
+                f"algorithm.capacity={self.capacity} must hold at least a batch, algorithm.batch_size={self.batch_size}"
+            )
+        if not self.batch_size <= self.warmup_frames <= self.capacity:
+            raise ValueError(
+                f"algorithm.warmup_frames={self.warmup_frames} must lie between algorithm.batch_size={self.batch_size} "
+                f"and algorithm.capacity={self.capacity}"
+            )
+        if not self.updates_per_frame > 0:
+            raise ValueError(f"algorithm.updates_per_frame={self.updates_per_frame} must be positive")
+        if self.storage not in ("ram", "memmap"):
+            raise ValueError(f"algorithm.storage={self.storage!r} must be 'ram' or 'memmap'")
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:

@@ -20,15 +20,15 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from marl_memory.algorithms.algorithm import Algorithm, derive_seed, load_optimiser_state, optimiser_state
-from marl_memory.functional.returns import discounted_sum, gae, masked_mean
+from marl_memory.algorithms.algorithm import OnPolicyAlgorithm, derive_seed, load_optimiser_state, optimiser_state
+from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.critic import Critic
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
 from marl_memory.spec import TaskSpec
 
 
-class PPO(Algorithm):
+class PPO(OnPolicyAlgorithm):
     r"""Proximal policy optimisation for teams; one agent is A = 1.
 
     With $\rho_i = \pi_\theta(a_i|o_i)/\pi_{old}(a_i|o_i)$ and means over living agents i and rows:
@@ -209,15 +209,7 @@ class PPO(Algorithm):
         return next_value
 
     def _team_value(self, value: Tensor, alive: Tensor) -> Tensor:
-        """Under a common reward every V_i estimates one team return; an agent that is dead and sees nothing takes the
-        mean of the living ones' ``[*B, A, 1]`` (where nobody lives, each keeps its own).
-        """
-        if not self.spec.common_reward:
-            return value
-        living = alive.unsqueeze(-1)
-        count = living.sum(-2, keepdim=True)
-        mean = torch.where(living, value, 0.0).sum(-2, keepdim=True) / count.clamp(min=1)
-        return torch.where(living | (count == 0), value, mean)
+        return team_value(value, alive) if self.spec.common_reward else value
 
     def _cut(self, batch: TensorDictBase) -> Tensor:
         """``[T, N, A, 1]``: where an agent's sum stops: its episode's end or, without a common reward, its own."""

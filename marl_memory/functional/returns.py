@@ -77,3 +77,39 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     Entries outside the mask are never multiplied, so a NaN there reaches neither the mean nor its gradient.
     """
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def mean_over_living(x: Tensor, alive: Tensor, *, apart: bool) -> Tensor:
+    """Mean of ``x`` over the rows and agents that live, summed over C.
+
+    Args:
+        x: ``[B, A, C]``, finite where an agent is dead.
+        alive: ``[B, A]`` bool.
+        apart: take the mean of each agent's rows and sum over agents, as if each had a loss of its own.
+
+    Returns:
+        ``[]``.
+    """
+    living = alive.unsqueeze(-1)
+    total = torch.where(living, x, 0.0)
+    if apart:
+        return (total.sum(0) / living.sum(0).clamp(min=1)).sum()
+    return total.sum() / living.sum().clamp(min=1)
+
+
+def team_value(value: Tensor, alive: Tensor) -> Tensor:
+    """Values of a team with a common reward: an agent that is dead and sees nothing takes the mean of the living ones'.
+
+    Every value estimates one team return.  Where nobody lives, each keeps its own.
+
+    Args:
+        value: ``[*B, A, C]``.
+        alive: ``[*B, A]`` bool.
+
+    Returns:
+        ``[*B, A, C]``.
+    """
+    living = alive.unsqueeze(-1)
+    count = living.sum(-2, keepdim=True)
+    mean = torch.where(living, value, 0.0).sum(-2, keepdim=True) / count.clamp(min=1)
+    return torch.where(living | (count == 0), value, mean)

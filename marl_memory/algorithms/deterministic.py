@@ -1,0 +1,287 @@
+"""What the deterministic hosts have in common: networks, exploration, the action gradient and the actor's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Generator, Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from marl_memory.algorithms.algorithm import (
+    OffPolicyAlgorithm,
+    ReplaySettings,
+    derive_seed,
+    load_optimiser_state,
+    optimiser_state,
+)
+from marl_memory.algorithms.exploration import Explorer, Kind
+from marl_memory.functional.returns import mean_over_living, team_value
+from marl_memory.networks.action_value import ActionValueCritic
+from marl_memory.networks.actor import Body
+from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.spec import TaskSpec
+
+
+class DeterministicHost(OffPolicyAlgorithm):
+    r"""Actor, C critics and their targets; a subclass says what the targets are and when the actor moves.
+
+    Critics: $L_Q = \sum_c \mathbb{E}\,(Q_c(s, a) - y_c)^2$, where errors below the target count ``under_weight``
+    times.  Actors, with $g_i = \partial Q_1 / \partial a_i$ at $a_i = \mu_i(o_i)$ as an entry of its own, which
+    GRADIENT operators may change:
+
+    $$
+    L_\mu = -\,\mathbb{E}\,\langle \mathrm{stopgrad}(g_i),\ \mu_i(o_i) \rangle
+    $$
+
+    whose gradient is that of $-Q_1$.  Means run over rows in which an agent lives, and over agents that share
+    parameters; agents that do not are summed, as if each had an optimiser of its own.
+
+    Args:
+        spec: the task.
+        network: maker of network bodies.
+        seed: the run's seed.
+        critics: C.
+        centralised_critic: critics of the global state and all actions.
+        share_actor, share_critic: whether agents share parameters.
+        actor_gradient: ``own``: agent i follows its own critic through its own action, the others' actions are those
+            of the replay (Lowe et al. 2017, eq. 6); ``joint``: all critics, through all present choices.
+        gamma: discount factor γ.
+        tau: share of the present networks in the targets after each `update_targets`.
+        actor_lr, critic_lr: Adam's step sizes.
+        max_grad_norm: gradient norm limit of actor and critics separately; None for none.
+        temperature: of the Gumbel-softmax; None for 1 where actions are discrete.
+        replay: see `ReplaySettings`.
+        exploration, noise, noise_final, ou_theta: see `Explorer`; None for ``gaussian`` (discrete actions: ``gumbel``),
+            0.1 and a constant σ.
+
+    Raises:
+        ValueError: for a value out of range, or an option that the action space forbids.
+    """
+
+    stages = frozenset({"act", "reward", "target", "gradient"})
+    actions = frozenset({"discrete", "continuous"})
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        network: Body,
+        seed: int,
+        *,
+        critics: int,
+        centralised_critic: bool,
+        share_actor: bool,
+        share_critic: bool,
+        actor_gradient: Literal["own", "joint"],
+        gamma: float,
+        tau: float,
+        actor_lr: float,
+        critic_lr: float,
+        max_grad_norm: float | None,
+        temperature: float | None,
+        replay: ReplaySettings,
+        exploration: Kind | None,
+        noise: float | None,
+        noise_final: float | None,
+        ou_theta: float,
+    ) -> None:
+        super().__init__()
+        _check(gamma=(gamma, 0, 1), tau=(tau, 0, 1))
+        _check_positive(actor_lr=actor_lr, critic_lr=critic_lr, max_grad_norm=max_grad_norm, temperature=temperature)
+        if actor_gradient not in ("own", "joint"):
+            raise ValueError(f"algorithm.actor_gradient={actor_gradient!r} must be 'own' or 'joint'")
+        only_continuous(spec, noise=noise, noise_final=noise_final)
+        if spec.continuous and temperature is not None:
+            raise ValueError(f"algorithm.temperature={temperature} has no effect on continuous actions: leave it null")
+        self.spec, self.keys, self.replay = spec, spec.keys, replay
+        self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
+        self.actor_gradient = actor_gradient
+
+        def init(name: str) -> Generator:
+            return Generator().manual_seed(derive_seed(seed, name, "init"))
+
+        self.actor = DeterministicActor(
+            spec,
+            network,
+            share_parameters=share_actor,
+            init_generator=init("actor"),
+            temperature=1.0 if temperature is None else temperature,
+        )
+        self.critic = ActionValueCritic(
+            spec,
+            network,
+            centralised=centralised_critic,
+            share_parameters=share_critic,
+            critics=critics,
+            init_generator=init("critic"),
+        )
+        self.target_actor = deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=actor_lr, fused=True)
+        self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=critic_lr, fused=True)
+        self.generator = Generator().manual_seed(derive_seed(seed, "update"))
+        self.updates = 0
+        self._chosen: Tensor | None = None
+        noise = 0.1 if noise is None else noise
+        self.behaviour = Explorer(
+            self.actor,
+            kind=exploration or ("gaussian" if spec.continuous else "gumbel"),
+            noise=noise,
+            noise_final=noise if noise_final is None else noise_final,
+            theta=ou_theta,
+            seed=derive_seed(seed, "exploration"),
+        )
+
+    @property
+    def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+        """``learn_reward``, ``under_weight`` ``[A, 1]``; ``value_target`` ``[A, C]``; ``action_gradient`` ``[A, P]``."""
+        k, a = self.keys, self.spec.n_agents
+        return {
+            k.learn_reward: (a, 1),
+            k.value_target: (a, len(self.critic.twins)),
+            k.under_weight: (a, 1),
+            k.action_gradient: (a, self.spec.action_size),
+        }
+
+    @property
+    def replay_keys(self) -> list[NestedKey]:
+        """Inputs of actor and critic and who lives, at t and at t + 1; action, reward and discount."""
+        k = self.keys
+        inputs: list[Any] = list(dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys, k.alive]))
+        after = [("next", key) if isinstance(key, str) else ("next", *key) for key in (*inputs, k.reward, k.discount)]
+        return [*inputs, k.action, *after]
+
+    def set_progress(self, progress: float) -> None:
+        """Follow the schedule of the exploration noise."""
+        self.behaviour.set_progress(progress)
+
+    def derive_rewards(self, batch: TensorDictBase) -> None:
+        """Write ``learn_reward``: the environment's reward."""
+        batch.get(self.keys.learn_reward).copy_(batch.get(("next", *self.keys.reward)))
+
+    def cut_episodes(self) -> None:
+        """Start the exploration noise anew."""
+        self.behaviour.cut_episodes()
+
+    # --------------------------------------------------------------------------------------------- steps of an update
+
+    def write_targets(self, rows: TensorDictBase, next_value: Tensor) -> None:
+        r"""$y = r + \gamma\, d\, Q'$ from ``next_value`` ``[B, A, C]`` (under a common reward, the living agents' mean
+        for the dead), and ``under_weight`` 1.
+        """
+        k = self.keys
+        if self.spec.common_reward:
+            next_value = team_value(next_value, rows.get(("next", *k.alive)))
+        discount = rows.get(("next", *k.discount))
+        torch.addcmul(rows.get(k.learn_reward), discount, next_value, value=self.gamma, out=rows.get(k.value_target))
+        rows.get(k.under_weight).fill_(1.0)
+
+    def update_critic(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        """One Adam step of the critics on $L_Q$."""
+        k, alive = self.keys, rows.get(self.keys.alive)
+        value = self.critic(rows, self.actor.vectors.encode(rows.get(k.action)))
+        error = torch.where(alive.unsqueeze(-1), value - rows.get(k.value_target), 0.0)
+        weight = torch.where(error < 0, rows.get(k.under_weight), 1.0)
+        loss = mean_over_living(weight * error.square(), alive, apart=self.critic.banks > 1)
+        norm = self._descend(loss, self.critic, self.critic_optimiser)
+        self.updates += 1
+        return {"loss/critic": loss.detach(), "grad_norm/critic": norm, "value/mean": value.detach().mean()}
+
+    def compute_action_gradient(self, rows: TensorDictBase) -> None:
+        """Write $g_i$ at a present choice of the actors (discrete: a straight-through sample)."""
+        k, first = self.keys, slice(0, 1)
+        self._chosen = self.actor.relaxed(rows, self.generator)
+        chosen = self._chosen.detach().requires_grad_()
+        if self.actor_gradient == "own":
+            others = self.actor.vectors.encode(rows.get(k.action))
+            value = self.critic.of_own_actions(rows, chosen, others, critics=first)
+        else:
+            value = self.critic(rows, chosen, critics=first)
+        (gradient,) = torch.autograd.grad(value.sum(), chosen)  # of the choice only: the critic's own is not computed
+        rows.get(k.action_gradient).copy_(gradient)
+
+    def update_actor(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        r"""One Adam step of the actor on $L_\mu$; follows `compute_action_gradient` of the same rows.
+
+        Raises:
+            RuntimeError: if it does not.
+        """
+        if self._chosen is None:
+            raise RuntimeError("update_actor() moves the choice that compute_action_gradient() made: call that first")
+        gradient, alive = rows.get(self.keys.action_gradient), rows.get(self.keys.alive)
+        gain = torch.where(alive.unsqueeze(-1), gradient * self._chosen, 0.0).sum(-1, keepdim=True)
+        loss = -mean_over_living(gain, alive, apart=self.actor.input.banks > 1)
+        norm = self._descend(loss, self.actor, self.actor_optimiser)
+        self._chosen = None
+        return {
+            "loss/actor": loss.detach(),
+            "grad_norm/actor": norm,
+            "policy/action_gradient": gradient.norm(dim=-1).mean(),
+        }
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        r"""$\theta' \leftarrow \theta' + \tau (\theta - \theta')$, critics and actors."""
+        targets = [*self.target_critic.parameters(), *self.target_actor.parameters()]
+        present = [*self.critic.parameters(), *self.actor.parameters()]
+        torch._foreach_lerp_(targets, present, self.tau)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _descend(self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> Tensor:
+        """One step; the gradient norm ``[]``, before any clipping."""
+        optimiser.zero_grad()
+        loss.backward()
+        if self.max_grad_norm is None:
+            norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        else:
+            norm = clip_grad_norm_(module.parameters(), self.max_grad_norm)
+        optimiser.step()
+        return norm
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def _optimisers(self) -> dict[str, tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]]:
+        return {
+            "actor": (self.actor_optimiser, dict(self.actor.named_parameters())),
+            "critic": (self.critic_optimiser, dict(self.critic.named_parameters())),
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What parameters do not hold: optimiser slots, generators, the noise process, the number of updates."""
+        return {
+            "optimisers": {name: optimiser_state(*pair) for name, pair in self._optimisers().items()},
+            "generator": self.generator.get_state(),
+            "behaviour": self.behaviour.state_dict(),
+            "updates": self.updates,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`."""
+        for name, pair in self._optimisers().items():
+            load_optimiser_state(*pair, state["optimisers"][name])
+        self.generator.set_state(state["generator"])
+        self.behaviour.load_state_dict(state["behaviour"])
+        self.updates = state["updates"]
+
+
+def only_continuous(spec: TaskSpec, **values: float | None) -> None:
+    """Raise ValueError if an option of continuous actions is set on a task whose actions are discrete."""
+    for name, value in values.items():
+        if value is not None and not spec.continuous:
+            raise ValueError(
+                f"algorithm.{name}={value} has no effect on discrete actions, which {spec.name} has: leave it null"
+            )
+
+
+def _check(**values: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"algorithm.{name}={value!r} must lie in [{low}, {high}]")
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"algorithm.{name}={value!r} must be positive")

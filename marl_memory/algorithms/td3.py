@@ -1,0 +1,152 @@
+"""TD3, ITD3 and MATD3: one learner, three switches.
+
+| algorithm | centralised_critic | share_actor, share_critic |
+|-----------|--------------------|---------------------------|
+| TD3       | no                 | no                        |
+| ITD3      | no                 | yes                       |
+| MATD3     | yes                | no                        |
+
+With one agent the three are one computation; TD3 on a team is independent learners that share nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marl_memory.algorithms.algorithm import ReplaySettings
+from marl_memory.algorithms.deterministic import DeterministicHost, only_continuous
+from marl_memory.algorithms.exploration import Kind
+from marl_memory.functional.gumbel import straight_through_gumbel
+from marl_memory.networks.actor import Body
+from marl_memory.networks.deterministic import uniform
+from marl_memory.spec import TaskSpec
+
+
+class TD3(DeterministicHost):
+    r"""Twin delayed deep deterministic policy gradient for teams; one agent is A = 1.
+
+    $$
+    \tilde a'_i = \mathrm{clip}(\mu'_i(o'_i) + \mathrm{clip}(\sigma' \epsilon, \pm c), \pm 1), \qquad
+    y_i = r_i + \gamma\, d_i\, \min_c Q'_{c,i}(s', \tilde a'_1, \dots, \tilde a'_A)
+    $$
+
+    in units where an agent's bounds are ±1; both critics learn from y, the actor follows the first one, and actor and
+    targets move once in ``policy_delay`` updates.  Discrete actions: ã' is a Gumbel sample of the target policy.
+
+    Args:
+        spec: the task.
+        network: maker of network bodies (`MLP` with its architecture chosen).
+        seed: the run's seed; every generator here is derived from it.
+        centralised_critic: critics read the global state and all actions (MATD3) instead of the own ones.
+        share_actor, share_critic: agents share parameters, told apart by an indicator.
+        actor_gradient: ``own`` (Lowe et al., eq. 6) or ``joint``, see `DeterministicHost`.
+        gamma: discount factor γ.
+        tau: share of the present networks that the targets take over.
+        actor_lr, critic_lr: Adam's step sizes.
+        max_grad_norm: gradient norm limit of actor and critics separately; None for none.
+        temperature: of the Gumbel-softmax, for discrete actions; None for 1.
+        batch_size, capacity, storage, warmup_frames, updates_per_frame: of the replay, see `ReplaySettings`.
+        exploration, noise, noise_final, ou_theta: see `Explorer`; None for what suits the action space.
+        target_noise: σ' of the smoothing; None for 0.2 where actions are continuous.
+        target_noise_clip: c; None for 0.5 where actions are continuous.
+        policy_delay: critic updates for each update of actor and targets.
+
+    Raises:
+        ValueError: for a value out of range, or an option that the action space forbids.
+
+    References: Fujimoto et al. 2018 (arXiv 1802.09477), algorithm 1; Ackermann et al. 2019 (arXiv 1910.01465), teams.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: TaskSpec,
+        network: Body,
+        seed: int,
+        centralised_critic: bool = False,
+        share_actor: bool = False,
+        share_critic: bool = False,
+        actor_gradient: Literal["own", "joint"] = "own",
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        actor_lr: float = 1e-3,
+        critic_lr: float = 1e-3,
+        max_grad_norm: float | None = None,
+        temperature: float | None = None,
+        batch_size: int = 256,
+        capacity: int = 1_000_000,
+        storage: str = "ram",
+        warmup_frames: int = 10_000,
+        updates_per_frame: float = 1.0,
+        exploration: Kind | None = None,
+        noise: float | None = None,
+        noise_final: float | None = None,
+        ou_theta: float = 0.15,
+        target_noise: float | None = None,
+        target_noise_clip: float | None = None,
+        policy_delay: int = 2,
+    ) -> None:
+        super().__init__(
+            spec,
+            network,
+            seed,
+            critics=2,
+            centralised_critic=centralised_critic,
+            share_actor=share_actor,
+            share_critic=share_critic,
+            actor_gradient=actor_gradient,
+            gamma=gamma,
+            tau=tau,
+            actor_lr=actor_lr,
+            critic_lr=critic_lr,
+            max_grad_norm=max_grad_norm,
+            temperature=temperature,
+            replay=ReplaySettings(
+                capacity=capacity,
+                batch_size=batch_size,
+                warmup_frames=warmup_frames,
+                updates_per_frame=updates_per_frame,
+                storage=storage,
+            ),
+            exploration=exploration,
+            noise=noise,
+            noise_final=noise_final,
+            ou_theta=ou_theta,
+        )
+        only_continuous(spec, target_noise=target_noise, target_noise_clip=target_noise_clip)
+        for name, value in (("target_noise", target_noise), ("target_noise_clip", target_noise_clip)):
+            if value is not None and value < 0:
+                raise ValueError(f"algorithm.{name}={value!r} must not be negative")
+        if policy_delay < 1:
+            raise ValueError(f"algorithm.policy_delay={policy_delay!r} must be at least 1")
+        self.target_noise = 0.2 if target_noise is None else target_noise
+        self.target_noise_clip = 0.5 if target_noise_clip is None else target_noise_clip
+        self.policy_delay = policy_delay
+
+    @property
+    def actor_is_due(self) -> bool:
+        """Once in ``policy_delay`` updates."""
+        return self.updates % self.policy_delay == 0
+
+    @torch.no_grad()
+    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+        """$Q'_1, Q'_2$ ``[*B, A, 2]`` at the smoothed choice of the target actors; draws the smoothing noise."""
+        return self.target_critic(td, self._smoothed(td))
+
+    def _smoothed(self, td: TensorDictBase) -> Tensor:
+        actor, output = self.target_actor, self.target_actor.output(td)
+        if not self.spec.continuous:
+            return straight_through_gumbel(output, uniform(output, self.generator), temperature=actor.temperature)
+        noise = torch.randn(output.shape, generator=self.generator, dtype=output.dtype).mul_(self.target_noise)
+        noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
+        return torch.where(actor.vectors.valid, noise.add_(output).clamp_(-1, 1), 0.0)
+
+    @torch.no_grad()
+    def compute_targets(self, rows: TensorDictBase) -> None:
+        """Write $y$ ``[B, A, 2]``, the same for both critics."""
+        twins = self.bootstrap_values(rows.get("next"))
+        self.write_targets(rows, twins.amin(-1, keepdim=True))

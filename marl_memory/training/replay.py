@@ -1,0 +1,206 @@
+"""A time-ordered ring of collected rows, from which off-policy learners draw."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Generator, Tensor
+
+from marl_memory.keys import Keys
+
+
+class ReplayRing:
+    """The last T vector steps of N environments, time first: each entry is ``[T, N, …]``.
+
+    Rows are numbered from the start of the run, environment within vector step: row = step × N + environment, so that a
+    number is never used twice.  Steps are kept in order, with the ends of episodes, so that trajectories can be read
+    back; a draw is uniform over rows.
+
+    Args:
+        capacity: rows kept; T = capacity // N.
+        n_envs: N.
+        batch_size: rows of a draw, B.
+        entries: what is kept of a collected batch, by key.
+        learn_entries: the learner's entries and their shapes after ``[B]``.
+        seed: of the draws.
+        folder: where the entries lie as memory-mapped files; None keeps them in RAM.
+
+    Raises:
+        ValueError: if the ring cannot hold one vector step.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        n_envs: int,
+        batch_size: int,
+        entries: Sequence[NestedKey],
+        learn_entries: Mapping[tuple[str, ...], tuple[int, ...]],
+        keys: Keys,
+        seed: int,
+        folder: Path | None = None,
+    ) -> None:
+        if capacity < n_envs:
+            raise ValueError(f"algorithm.capacity={capacity} must hold a step of training.n_envs={n_envs} environments")
+        self.steps, self.n_envs, self.batch_size = capacity // n_envs, n_envs, batch_size
+        self.entries, self.learn_entries, self.keys, self.folder = list(entries), learn_entries, keys, folder
+        self.generator = Generator().manual_seed(seed)
+        self.written = 0
+        """Vector steps written since the run began."""
+        self.ends = torch.zeros(self.steps, n_envs, dtype=torch.bool)
+        """``[T, N]``: the row is its episode's last, or the environment was reset after it."""
+        self.kept: list[Tensor] = []
+        self.drawn: TensorDict | None = None
+
+    def __len__(self) -> int:
+        """Rows held now."""
+        return min(self.written, self.steps) * self.n_envs
+
+    @property
+    def bytes(self) -> int:
+        """Of the entries, RAM or file."""
+        return sum(x.numel() * x.element_size() for x in self.kept)
+
+    # ------------------------------------------------------------------------------------------------ writing, drawing
+
+    def extend(self, batch: TensorDictBase) -> None:
+        """Write the vector steps of a collected batch ``[T', N]``, in order; the oldest go.
+
+        Raises:
+            ValueError: if the batch is longer than the ring.
+        """
+        length = batch.shape[0]
+        if length > self.steps:
+            raise ValueError(
+                f"algorithm.capacity={self.steps * self.n_envs} must hold a batch of {length} steps of {self.n_envs}"
+            )
+        if self.drawn is None:
+            self._allocate({key: batch.get(key) for key in self.entries})
+        first = self.written % self.steps
+        fits = min(length, self.steps - first)
+        for kept, key in zip(self.kept, self.entries, strict=True):
+            new = batch.get(key)
+            kept[first : first + fits].copy_(new[:fits])
+            if fits < length:
+                kept[: length - fits].copy_(new[fits:])
+        done = batch.get(("next", self.keys.done)).squeeze(-1)
+        self.ends[first : first + fits] = done[:fits]
+        if fits < length:
+            self.ends[: length - fits] = done[fits:]
+        self.written += length
+
+    def cut_episodes(self) -> None:
+        """The environments were reset: no episode goes on after the last step written."""
+        if self.written:
+            self.ends[(self.written - 1) % self.steps] = True
+
+    def draw(self) -> TensorDictBase:
+        """B rows ``[B]``, uniformly and with replacement; the same memory at every call.
+
+        Holds the entries, ``row`` and the learner's entries (not cleared).
+
+        Raises:
+            RuntimeError: if nothing was written.
+        """
+        if self.drawn is None:
+            raise RuntimeError("draw() from an empty replay: extend() it first")
+        index = torch.randint(len(self), (self.batch_size,), generator=self.generator)
+        for out, flat in zip(self.outs, self.flat, strict=True):
+            torch.index_select(flat, 0, index, out=out)
+        self.drawn.get(self.keys.row).copy_(self.row_of(index))
+        return self.drawn
+
+    def row_of(self, index: Tensor) -> Tensor:
+        """The numbers ``[*B]`` of the rows at flat positions ``index`` ``[*B]`` (slot × N + environment)."""
+        laps, newest = divmod(self.written - 1, self.steps)
+        slot = index // self.n_envs
+        lap = torch.where(slot <= newest, laps, laps - 1)
+        return (lap * self.steps) * self.n_envs + index
+
+    def in_order(self, key: NestedKey) -> Tensor:
+        """One entry ``[T', N, …]`` of all steps held, oldest first (a copy once the ring has wrapped)."""
+        return self._in_order(self.kept[self.entries.index(key)], 0)
+
+    def ends_in_order(self) -> Tensor:
+        """``[T', N]`` bool, the ends of episodes in the order of `in_order`."""
+        return self._in_order(self.ends, 0)
+
+    def _in_order(self, x: Tensor, since: int) -> Tensor:
+        """Steps ``since`` (counted from the run's start) to the last of ``x`` ``[T, N, …]``, oldest first."""
+        oldest = max(self.written - self.steps, since)
+        first, last = oldest % self.steps, (self.written - 1) % self.steps + 1
+        if self.written == oldest:
+            return x[:0]
+        return x[first:last] if first < last else torch.cat([x[first:], x[:last]])
+
+    def _allocate(self, examples: Mapping[NestedKey, Tensor]) -> None:
+        self.kept = [
+            self._room(name, (self.steps, self.n_envs, *x.shape[2:]), x.dtype)
+            for name, x in enumerate(examples.values())
+        ]
+        self.flat = [kept.flatten(0, 1) for kept in self.kept]
+        drawn = TensorDict(batch_size=(self.batch_size,))
+        for key, x in examples.items():
+            drawn.set(key, torch.zeros(self.batch_size, *x.shape[2:], dtype=x.dtype))
+        drawn.set(self.keys.row, torch.zeros(self.batch_size, dtype=torch.int64))
+        dtype = examples[("next", *self.keys.reward)].dtype
+        for key, tail in self.learn_entries.items():
+            drawn.set(key, torch.zeros(self.batch_size, *tail, dtype=dtype))
+        self.drawn = drawn.lock_()
+        self.outs = [drawn.get(key) for key in self.entries]
+
+    def _room(self, name: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.folder is None:
+            return torch.zeros(shape, dtype=dtype)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        count = torch.Size(shape).numel()
+        file = str(self.folder / f"entry_{name:02d}.bin")
+        return torch.from_file(file, shared=True, size=count, dtype=dtype).reshape(shape)
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and the generator; the rows themselves are `part`s, which checkpoints refer to."""
+        return {"written": self.written, "generator": self.generator.get_state(), "ends": self.ends.clone()}
+
+    def part(self, since: int) -> bytes:
+        """The steps from number ``since`` on (those still held), as bytes that `load_state_dict` reads."""
+        oldest = max(self.written - self.steps, since)
+        entries = [self._in_order(kept, since).clone() for kept in self.kept]
+        stream = io.BytesIO()
+        torch.save({"first": oldest, "entries": entries}, stream)
+        return stream.getvalue()
+
+    def load_state_dict(self, state: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> None:
+        """Hold what was held when ``state`` was taken.
+
+        Args:
+            state: what `state_dict` gave.
+            parts: what `part` gave, read back, oldest first; together they cover the steps that were held.
+
+        Raises:
+            ValueError: if the parts do not cover these steps.
+        """
+        self.written = state["written"]
+        covered = oldest = max(self.written - self.steps, 0)
+        for part in parts:
+            first, entries = part["first"], part["entries"]
+            end = min(first + len(entries[0]), self.written)
+            if first > covered or end <= covered:
+                continue
+            if self.drawn is None:
+                self._allocate(dict(zip(self.entries, entries, strict=True)))
+            slots = torch.arange(covered, end) % self.steps
+            for kept, x in zip(self.kept, entries, strict=True):
+                kept[slots] = x[covered - first : end - first]
+            covered = end
+        if covered < self.written:
+            raise ValueError(f"the replay's parts hold steps {oldest} to {covered}; {self.written} were written")
+        self.generator.set_state(state["generator"])
+        self.ends.copy_(state["ends"])

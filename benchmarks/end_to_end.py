@@ -165,11 +165,11 @@ class PlainSpread:
 
 def our_iteration(trainer: Trainer) -> dict[str, float]:
     """One iteration with its logging, which counts as learning."""
-    started = time.perf_counter()
-    row = trainer.step()
-    trainer.logger.log(row)
-    whole = time.perf_counter() - started
-    return {"collect": row["time/collect"], "learn": whole - row["time/collect"]}
+    trainer.clock.restart()
+    trainer.logger.log(trainer.step())
+    seconds = trainer.clock.take()
+    collect = seconds["time/environment"] + seconds["time/policy"]
+    return {"collect": collect, "learn": sum(seconds.values()) - collect}
 
 
 def in_turns(ours: Callable[[], Any], beside: Callable[[], Any]) -> dict[str, dict[str, float]]:

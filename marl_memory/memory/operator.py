@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import ClassVar, Literal
 
@@ -53,18 +54,22 @@ class Memory:
 
     def __init__(self, operators: Iterable[tuple[str, MemoryOperator]] = ()) -> None:
         self.operators = dict(operators)
+        self.timed: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Every call of an operator runs in such a context; a trainer puts its clock here."""
 
     def act(self, stage: Stage, td: TensorDictBase) -> None:
         """Let every operator of ``stage`` act on ``td``, one after the other."""
         for operator in self.operators.values():
             if operator.stage is stage:
-                operator(td)
+                with self.timed():
+                    operator(td)
 
     def write(self, moment: Literal["collection", "update"], td: TensorDictBase) -> None:
         """Let the operators that write at this moment remember ``td``."""
         for operator in self.operators.values():
             if operator.writes_on == moment:
-                operator.write(td)
+                with self.timed():
+                    operator.write(td)
 
     def state_dict(self) -> dict[str, dict[str, object]]:
         """The operators' state, by name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.spec import TaskSpec
+from marl_memory.training.clock import Clock
 
 TOGETHER = 16
 """Steps that are stored in one go: more cost memory and leave the cache, fewer cost calls."""
@@ -137,6 +137,7 @@ class Collector:
         steps: T, vector steps per batch.
         learn_entries: the learner's entries and their shapes after the batch dimensions.
         seed: of the environments.
+        clock: books the time of the environments apart from the policy's and the storing; None for one of its own.
     """
 
     def __init__(
@@ -148,24 +149,28 @@ class Collector:
         steps: int,
         learn_entries: Mapping[tuple[str, ...], tuple[int, ...]],
         seed: int,
+        clock: Clock | None = None,
     ) -> None:
         self.env, self.policy, self.act, self.steps = env, policy, act, steps
+        self.clock = clock or Clock()
         self.learn_entries = learn_entries
         self.episodes = EpisodeTracker(env.n_envs)
         self.batch: TensorDictBase | None = None
-        self.env_seconds = 0.0
         env.set_seed(seed)
         self.current = env.reset()
 
     def collect(self) -> tuple[TensorDictBase, Episodes]:
         """T vector steps of all N environments; the batch, and the episodes that ended."""
-        self.env_seconds, waiting = 0.0, []
+        with self.clock.section("policy"):
+            return self._collect()
+
+    def _collect(self) -> tuple[TensorDictBase, Episodes]:
+        waiting = []
         for t in range(self.steps):
             td = self.policy(self.current)
             self.act(td)
-            started = time.perf_counter()
-            td, self.current = self.env.step_and_maybe_reset(td)
-            self.env_seconds += time.perf_counter() - started
+            with self.clock.section("environment"):
+                td, self.current = self.env.step_and_maybe_reset(td)
             if self.batch is None:
                 self._allocate(td)
             waiting.append(self._leaves_of(td))

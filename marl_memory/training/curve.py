@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from marl_memory.training.checkpoint import CheckpointFolder, naming
+from marl_memory.training.clock import SECTIONS
 from marl_memory.training.logging import MetricsFile
 
 
@@ -39,7 +40,7 @@ def draw(folder: Path) -> Path:
 
 
 def summarise(folder: Path, *, finished: bool) -> str:
-    """A few lines: where the run stands, its first, last and best evaluation, and the next commands."""
+    """A few lines: where the run stands, its evaluations, where the time went, and the next commands."""
     metrics = MetricsFile(folder / "metrics.csv")
     frames, returns = metrics.column("evaluation/return")
     _, success = metrics.column("evaluation/success")
@@ -51,6 +52,7 @@ def summarise(folder: Path, *, finished: bool) -> str:
                 f"{name:<16}{values[0]:.2f} at the start, {values[-1]:.2f} at the end, "
                 f"best {values[best]:.2f} at {int(frames[best]):,}"
             )
+    lines += time_shares(metrics)
     lines += [f"learning curve  {folder / 'curve.png'}", f"numbers         {folder / 'metrics.csv'}"]
     if CheckpointFolder(folder / "checkpoints").named("best"):
         lines.append(f"next            marl-memory evaluate {folder} --episodes 128")
@@ -58,3 +60,20 @@ def summarise(folder: Path, *, finished: bool) -> str:
         lines.append(f"continue        marl-memory resume {folder}")
     lines.append(f"watch           tensorboard --logdir {folder}")
     return "\n".join(lines)
+
+
+def time_shares(metrics: MetricsFile) -> list[str]:
+    """Each section's share of the wall time that the rows of a run tell of, a resumed run's earlier rows included."""
+    seconds = {words: sum(metrics.column(f"time/{name}")[1]) for name, words in SECTIONS.items()}
+    total = sum(seconds.values())
+    if not total:
+        return []
+    shares = [f"{words} {spent / total:.1%}" for words, spent in seconds.items()]
+    lines = [f"time            {duration(total)} in all"]
+    return lines + [f"{'':16}{', '.join(shares[i : i + 4])}" for i in range(0, len(shares), 4)]
+
+
+def duration(seconds: float) -> str:
+    """As in 0:02:48."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -41,6 +41,13 @@ class MetricsFile:
         with naming(self.path), self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, self.columns, restval="").writerow(text)
 
+    def add_to_last(self, row: Mapping[str, float]) -> None:
+        """Add to numbers of the last row what became known after it was written."""
+        last = self.rows[-1]
+        last |= {key: repr(float(last.get(key, 0.0)) + value) for key, value in row.items()}
+        self.columns += [key for key in row if key not in self.columns]
+        self._rewrite()
+
     def cut_after(self, frames: int) -> None:
         """Drop the rows of frames that a restored checkpoint has not seen."""
         self.rows = [row for row in self.rows if int(row["frames"]) <= frames]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from marl_memory.algorithms.algorithm import Algorithm, derive_seed
 from marl_memory.memory.operator import Memory, Stage
-from marl_memory.training.checkpoint import CheckpointFolder, NotWrittenError, check_state
-from marl_memory.training.collection import Collector, Episodes, TaskEnv
+from marl_memory.training.checkpoint import CheckpointFolder, Kind, NotWrittenError, check_state
+from marl_memory.training.clock import Clock, collecting_and_learning
+from marl_memory.training.collection import Collector, TaskEnv
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
 
@@ -120,6 +121,8 @@ class Trainer:
         self.frames = self.iteration = 0
         self.best: tuple[float, float] = (-math.inf, -math.inf)  # success rate, then return
         self.stop_requested = False
+        self.clock = Clock()
+        memory.timed = partial(self.clock.section, "memory")
         self.collector = Collector(
             env,
             algorithm.actor,
@@ -127,17 +130,17 @@ class Trainer:
             steps=schedule.steps,
             learn_entries=algorithm.learn_entries,
             seed=derive_seed(seed, "env", 0),
+            clock=self.clock,
         )
 
     # --------------------------------------------------------------------------------------------- one iteration
 
     def step(self) -> dict[str, float]:
         """One on-policy iteration: the way of the data, a line per arrow."""
-        memory, algorithm, clock = self.memory, self.algorithm, Clock()
+        memory, algorithm = self.memory, self.algorithm
         algorithm.set_progress(self.frames / self.schedule.total_frames)
 
         batch, episodes = self.collector.collect()  # env → policy → ACT → env
-        clock.lap("collect")
         memory.write("collection", batch)
 
         algorithm.derive_rewards(batch)
@@ -151,24 +154,10 @@ class Trainer:
         algorithm.finish_update(batch)
 
         memory.write("update", batch)
-        clock.lap("learn")
 
         self.frames += self.frames_per_iteration
         self.iteration += 1
-        return self._row(episodes, metrics, clock)
-
-    def _row(self, episodes: Episodes, metrics: dict[str, float], clock: Clock) -> dict[str, float]:
-        seconds = clock.seconds
-        return {
-            "frames": self.frames,
-            "iteration": self.iteration,
-            **episodes.metrics("train"),
-            **metrics,
-            "time/collect": seconds["collect"],
-            "time/environment": self.collector.env_seconds,
-            "time/learn": seconds["learn"],
-            "time/frames_per_second": self.frames_per_iteration / sum(seconds.values()),
-        }
+        return {"frames": self.frames, "iteration": self.iteration, **episodes.metrics("train"), **metrics}
 
     # ------------------------------------------------------------------------------------------------- the whole run
 
@@ -205,20 +194,36 @@ class Trainer:
     def _run(self) -> None:
         end, total = self.schedule.end, self.schedule.total_frames
         new = self.checkpoints.newest_frames() is None
-        with _signals(self._request_stop), self.logger.writing(-1 if new else self.frames):
+        self.clock.restart()
+        with _signals(self._request_stop), self._writing(-1 if new else self.frames):
             if new:
-                self.logger.log({"frames": 0, "iteration": 0, **self.evaluate()})
+                self._log({"frames": 0, "iteration": 0, **self.evaluate()})
                 self.scheduled_checkpoint()  # a kill before the next one loses little, and not the run
             while self.frames < end and not self.stop_requested:
                 before = self.frames
-                row = self.step()
+                with self.clock.section("learn"):  # collecting and memory have sections of their own
+                    row = self.step()
                 if self._due(self.schedule.evaluation_every_frames, before):
                     row |= self.evaluate()
-                self.logger.log(row)  # before the checkpoint: rows it has not seen are cut when resuming
+                self._log(row)  # before the checkpoint: rows it has not seen are cut when resuming
                 if self._due(self.schedule.checkpoint_every_frames, before):
                     self.scheduled_checkpoint()
             if self.frames < total:
                 self._leave()
+        self.logger.metrics.add_to_last(self.clock.take())
+
+    @contextmanager
+    def _writing(self, frames: int) -> Iterator[None]:
+        with self.clock.section("logging"), self.logger.writing(frames), self.clock.section("other"):
+            yield
+
+    def _log(self, row: dict[str, float]) -> None:
+        """Log ``row`` and where the time went since the row before: its own logging and checkpoint come in the next."""
+        seconds = self.clock.take()
+        if self.iteration:
+            seconds["time/frames_per_second"] = self.frames_per_iteration / collecting_and_learning(seconds)
+        with self.clock.section("logging"):
+            self.logger.log(row | seconds)
 
     def _due(self, every: int, before: int) -> bool:
         """Whether a multiple of ``every``, or the end of the run, was passed since ``before``."""
@@ -231,28 +236,33 @@ class Trainer:
         if self.collector.env.resumable:
             self.scheduled_checkpoint()
         else:  # resetting the environments here would make this run differ from an uninterrupted one
-            self.checkpoints.save(self.state_dict(), "signal", frames=self.frames)
+            self._save("signal")
 
     def evaluate(self) -> dict[str, float]:
         """A greedy evaluation; keeps the best policy's checkpoint."""
-        started = time.perf_counter()
-        episodes = evaluate(
-            self.evaluation_env,
-            self.algorithm.actor,
-            episodes=self.schedule.evaluation_episodes,
-            seed=derive_seed(self.seed, "evaluation"),
-        )
+        with self.clock.section("evaluate"):
+            episodes = evaluate(
+                self.evaluation_env,
+                self.algorithm.actor,
+                episodes=self.schedule.evaluation_episodes,
+                seed=derive_seed(self.seed, "evaluation"),
+            )
         row = episodes.metrics("evaluation")
         score = (row.get("evaluation/success", 0.0), row["evaluation/return"])
         if score > self.best:
             self.best = score
-            self.checkpoints.save(self.state_dict(), "best", frames=self.frames, **row)
-        return row | {"time/evaluate": time.perf_counter() - started}
+            self._save("best", **row)
+        return row
 
     def scheduled_checkpoint(self) -> None:
         """Save; environments that can not be saved are reset first, in every run alike, so that resuming is exact."""
-        self._begin_episodes()
-        self.checkpoints.save(self.state_dict(), "scheduled", frames=self.frames)
+        with self.clock.section("checkpoint"):
+            self._begin_episodes()
+        self._save("scheduled")
+
+    def _save(self, kind: Kind, **more: float) -> None:
+        with self.clock.section("checkpoint"):
+            self.checkpoints.save(self.state_dict(), kind, frames=self.frames, **more)
 
     def close(self) -> None:
         """Close the environments."""
@@ -318,19 +328,6 @@ def _check_stages(algorithm: Algorithm, memory: Memory) -> None:
                 f"memory={name} acts at the stage {operator.stage.value!r}, which {type(algorithm).__name__} does not "
                 f"have; it has {known}"
             )
-
-
-class Clock:
-    """Seconds by section."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.seconds[name], self.last = now - self.last, now
 
 
 def _not_finite(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +16,8 @@ from marl_memory.algorithms.ppo import PPO
 from marl_memory.memory.operator import Memory, MemoryOperator, Stage
 from marl_memory.networks.mlp import MLP
 from marl_memory.training.checkpoint import CheckpointFolder
+from marl_memory.training.clock import SECTIONS
+from marl_memory.training.curve import summarise
 from marl_memory.training.logging import Logger, MetricsFile
 from marl_memory.training.trainer import Schedule, Trainer
 from marl_memory_envs.vector import vector_env
@@ -176,3 +180,72 @@ def test_a_shorter_stop_changes_no_schedule(tmp_path: Path) -> None:
 def test_a_schedule_needs_positive_numbers(key: str) -> None:
     with pytest.raises(ValueError, match=rf"training\.{key}=0 must be a whole number of at least 1"):
         Schedule(**{**vars(SCHEDULE), key: 0})
+
+
+SLEEP = 0.02
+
+
+class Slow(Spy):
+    """An operator that takes its time."""
+
+    stage = Stage.ACT
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        time.sleep(SLEEP)
+        return td
+
+    def write(self, td: TensorDictBase) -> None:
+        time.sleep(5 * SLEEP)
+
+
+def slowed(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every part that has a section sleep a different while."""
+    for owner, name, seconds in (
+        (trainer.collector.env, "step_and_maybe_reset", SLEEP),  # 8 times an iteration
+        (trainer.algorithm, "finish_update", 10 * SLEEP),
+        (trainer.evaluation_env, "reset", 15 * SLEEP),
+        (trainer.checkpoints, "save", 3 * SLEEP),
+        (trainer.logger, "log", 20 * SLEEP),
+    ):
+        then = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _t=then, _s=seconds, **k: (time.sleep(_s), _t(*a, **k))[1])
+
+
+def test_every_row_tells_where_the_time_went_and_a_run_forgets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(tmp_path, Memory([("slow", Slow([]))]))
+    slowed(trainer, monkeypatch)
+    started = time.perf_counter()
+    trainer.run()
+    elapsed = time.perf_counter() - started
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    spent = {name: metrics.column(f"time/{name}") for name in SECTIONS}
+    assert all(frames == [0.0, 32.0, 64.0, 96.0, 128.0] for frames, _ in spent.values())  # every row, every section
+    total = {name: sum(seconds) for name, (_, seconds) in spent.items()}
+    assert sum(total.values()) == pytest.approx(elapsed, rel=0.01)
+    saves = len(metrics.column("evaluation/return")[0]) - 1 + 2  # scheduled ones at 0, 64, 128, and at least one best
+    least = {
+        "environment": 4 * 8 * SLEEP, "memory": 4 * (8 + 5) * SLEEP, "learn": 4 * 10 * SLEEP,
+        "evaluate": 3 * 15 * SLEEP, "logging": 5 * 20 * SLEEP, "checkpoint": saves * 3 * SLEEP,
+    }  # fmt: skip
+    for name, seconds in least.items():
+        assert seconds < total[name] < seconds + 0.4 * sum(least.values()), name
+    row = metrics.rows[2]
+    iteration = sum(float(row[f"time/{name}"]) for name in ("environment", "policy", "memory", "learn"))
+    assert float(row["time/frames_per_second"]) == pytest.approx(32 / iteration)
+
+
+def test_no_operator_costs_no_time(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.run()
+    assert set(MetricsFile(tmp_path / "metrics.csv").column("time/memory")[1]) == {0.0}
+
+
+def test_the_summary_shares_out_the_whole_time(tmp_path: Path) -> None:
+    make(tmp_path).run()
+    found = dict(re.findall(r"(\w+) (\d+\.\d)%", summarise(tmp_path, finished=True)))
+    names = ["environment", "policy", "update", "memory", "evaluation", "checkpoints", "logging", "other"]
+    assert list(found) == names
+    assert sum(map(float, found.values())) == pytest.approx(100, abs=0.5)
+    assert float(found["update"]) > 0 and found["memory"] == "0.0"

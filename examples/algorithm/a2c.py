@@ -6,13 +6,13 @@ marl-memory train --config-dir . env=toy/masked_duel algorithm=a2c
 import torch
 from torch import Generator
 
-from marl_memory.algorithms.algorithm import Algorithm, derive_seed, load_optimiser_state, optimiser_state
+from marl_memory.algorithms.algorithm import OnPolicyAlgorithm, derive_seed, load_optimiser_state, optimiser_state
 from marl_memory.functional.returns import gae, masked_mean
 from marl_memory.networks.actor import Actor
 from marl_memory.networks.critic import Critic
 
 
-class A2C(Algorithm):
+class A2C(OnPolicyAlgorithm):
     """Actor-critic for teams, after Mnih et al. 2016 (arXiv 1602.01783); agents share parameters.
 
     Args:

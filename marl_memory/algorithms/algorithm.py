@@ -93,6 +93,8 @@ class OffPolicyAlgorithm(Algorithm):
     behaviour: Explorer
     """What collects: the actor, and exploration around it."""
     replay: ReplaySettings
+    updates: int
+    """Critic updates since the run began."""
 
     @property
     @abstractmethod
@@ -133,7 +135,8 @@ class ReplaySettings:
         capacity: rows kept; the oldest are overwritten.
         batch_size: rows of each update.
         warmup_frames: frames collected by uniformly random actions before the first update.
-        updates_per_frame: gradient steps per collected frame, whatever the number of environments.
+        updates_per_frame: gradient steps per collected frame after the warm-up, whatever the number of environments.
+        train_every: vector steps between updates.
         storage: ``ram`` or ``memmap`` (files in the run's folder, read as memory).
 
     Raises:
@@ -144,10 +147,11 @@ class ReplaySettings:
     batch_size: int
     warmup_frames: int
     updates_per_frame: float
+    train_every: int
     storage: str
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "batch_size"):
+        for name in ("capacity", "batch_size", "train_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"algorithm.{name}={getattr(self, name)} must be at least 1")
         if self.capacity < self.batch_size:

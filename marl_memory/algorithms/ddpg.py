@@ -47,7 +47,7 @@ class DDPG(DeterministicHost):
         actor_lr, critic_lr: Adam's step sizes.
         max_grad_norm: gradient norm limit of actor and critics separately; None for none.
         temperature: of the Gumbel-softmax, for discrete actions; None for 1.
-        batch_size, capacity, storage, warmup_frames, updates_per_frame: of the replay, see `ReplaySettings`.
+        batch_size, capacity, storage, warmup_frames, updates_per_frame, train_every: see `ReplaySettings`.
         exploration, noise, noise_final, ou_theta: see `Explorer`; None for what suits the action space.
 
     Raises:
@@ -78,6 +78,7 @@ class DDPG(DeterministicHost):
         storage: str = "ram",
         warmup_frames: int = 10_000,
         updates_per_frame: float = 1.0,
+        train_every: int = 1,
         exploration: Kind | None = None,
         noise: float | None = None,
         noise_final: float | None = None,
@@ -103,6 +104,7 @@ class DDPG(DeterministicHost):
                 batch_size=batch_size,
                 warmup_frames=warmup_frames,
                 updates_per_frame=updates_per_frame,
+                train_every=train_every,
                 storage=storage,
             ),
             exploration=exploration,

@@ -64,6 +64,7 @@ class DeterministicHost(OffPolicyAlgorithm):
 
     stages = frozenset({"act", "reward", "target", "gradient"})
     actions = frozenset({"discrete", "continuous"})
+    actor: DeterministicActor
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class DeterministicHost(OffPolicyAlgorithm):
 
     @property
     def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
-        """``learn_reward``, ``under_weight`` ``[A, 1]``; ``value_target`` ``[A, C]``; ``action_gradient`` ``[A, P]``."""
+        """``learn_reward``, ``under_weight`` ``[A, 1]``, ``value_target`` ``[A, C]``, ``action_gradient`` ``[A, P]``"""
         k, a = self.keys, self.spec.n_agents
         return {
             k.learn_reward: (a, 1),
@@ -176,7 +177,8 @@ class DeterministicHost(OffPolicyAlgorithm):
         if self.spec.common_reward:
             next_value = team_value(next_value, rows.get(("next", *k.alive)))
         discount = rows.get(("next", *k.discount))
-        torch.addcmul(rows.get(k.learn_reward), discount, next_value, value=self.gamma, out=rows.get(k.value_target))
+        target = torch.addcmul(rows.get(k.learn_reward), discount, next_value, value=self.gamma)
+        rows.get(k.value_target).copy_(target)
         rows.get(k.under_weight).fill_(1.0)
 
     def update_critic(self, rows: TensorDictBase) -> dict[str, Tensor]:
@@ -225,8 +227,8 @@ class DeterministicHost(OffPolicyAlgorithm):
     @torch.no_grad()
     def update_targets(self) -> None:
         r"""$\theta' \leftarrow \theta' + \tau (\theta - \theta')$, critics and actors."""
-        targets = [*self.target_critic.parameters(), *self.target_actor.parameters()]
-        present = [*self.critic.parameters(), *self.actor.parameters()]
+        targets: list[Tensor] = [*self.target_critic.parameters(), *self.target_actor.parameters()]
+        present: list[Tensor] = [*self.critic.parameters(), *self.actor.parameters()]
         torch._foreach_lerp_(targets, present, self.tau)  # pyright: ignore[reportPrivateImportUsage]
 
     def _descend(self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> Tensor:

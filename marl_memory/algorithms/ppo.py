@@ -70,6 +70,7 @@ class PPO(OnPolicyAlgorithm):
 
     stages = frozenset({"act", "reward", "target", "region", "replay"})
     actions = frozenset({"discrete", "continuous"})
+    actor: Actor
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class TD3(DeterministicHost):
         actor_lr, critic_lr: Adam's step sizes.
         max_grad_norm: gradient norm limit of actor and critics separately; None for none.
         temperature: of the Gumbel-softmax, for discrete actions; None for 1.
-        batch_size, capacity, storage, warmup_frames, updates_per_frame: of the replay, see `ReplaySettings`.
+        batch_size, capacity, storage, warmup_frames, updates_per_frame, train_every: see `ReplaySettings`.
         exploration, noise, noise_final, ou_theta: see `Explorer`; None for what suits the action space.
         target_noise: σ' of the smoothing; None for 0.2 where actions are continuous.
         target_noise_clip: c; None for 0.5 where actions are continuous.
@@ -82,6 +82,7 @@ class TD3(DeterministicHost):
         storage: str = "ram",
         warmup_frames: int = 10_000,
         updates_per_frame: float = 1.0,
+        train_every: int = 1,
         exploration: Kind | None = None,
         noise: float | None = None,
         noise_final: float | None = None,
@@ -110,6 +111,7 @@ class TD3(DeterministicHost):
                 batch_size=batch_size,
                 warmup_frames=warmup_frames,
                 updates_per_frame=updates_per_frame,
+                train_every=train_every,
                 storage=storage,
             ),
             exploration=exploration,

@@ -31,6 +31,8 @@ class ActionVector(nn.Module):
         valid = torch.tensor(spec.action_valid)
         self.valid: Tensor
         self.unit: Tensor
+        self.centre: Tensor
+        self.half_range: Tensor
         self.register_buffer("valid", valid, persistent=False)
         self.register_buffer("unit", torch.ones(()), persistent=False)  # its type is that of one-hot vectors
         if spec.continuous:
@@ -77,6 +79,7 @@ class DeterministicActor(TensorDictModuleBase):
         super().__init__()
         keys = spec.keys
         self.spec, self.keys, self.temperature = spec, keys, temperature
+        self.greedy = True  # as `Actor` has it; here there is nothing else
         inputs = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
         self.in_keys: list[Any] = inputs
         self.out_keys: list[Any] = [keys.action]

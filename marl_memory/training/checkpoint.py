@@ -22,8 +22,11 @@ import marl_memory
 
 Kind = Literal["scheduled", "signal", "best"]
 
-FORMAT = 1
+FORMAT = 2
 """The layout of ``state.pt``.  It moves on when a state can no longer be read by name and shape alone."""
+
+PARTS = "replay"
+"""The folder, beside the checkpoints, of what several of them share."""
 
 
 class CheckpointError(RuntimeError):
@@ -109,6 +112,20 @@ class Checkpoint:
             raise DamagedCheckpointError(f"{self.path}: state.pt holds a {type(state).__name__}, not a state")
         return state
 
+    def parts(self) -> Iterator[dict[str, Any]]:
+        """The parts that the state refers to, read one by one, oldest first.
+
+        Raises:
+            DamagedCheckpointError: at one that is missing, cut short or altered.
+        """
+        for name, written in self.meta.get("parts", {}).items():
+            file = self.path.parent / PARTS / name
+            if not file.exists():
+                raise DamagedCheckpointError(f"{self.path}: its part {file} is missing")
+            if (found := _sha256(file)) != written:
+                raise DamagedCheckpointError(f"{self.path}: its part {file} has SHA-256 {found[:12]}…, not {written}")
+            yield torch.load(file, weights_only=True, map_location="cpu")
+
     @contextmanager
     def fitting(self) -> Iterator[None]:
         """While its state is given to what is to go on with it: names the checkpoint if the two do not fit.
@@ -151,6 +168,8 @@ class CheckpointFolder:
                 moved.rename(final)
         for leftover in self.path.glob(".writing-*"):  # killed while writing
             shutil.rmtree(leftover)
+        for leftover in self.path.glob(f"{PARTS}/.writing-*"):
+            leftover.unlink()
 
     def drop_after(self, frames: int, warn: Callable[[str], Any] = print) -> None:
         """Remove what lies ahead of a restored state: damaged checkpoints that were passed over, and their best."""
@@ -164,8 +183,47 @@ class CheckpointFolder:
         for checkpoint in ahead:
             shutil.rmtree(checkpoint.path)
 
-    def save(self, state: dict[str, Any], kind: Kind, *, frames: int, **meta: Any) -> Checkpoint:
+    def add_part(self, name: str, data: bytes) -> str:
+        """Write what several checkpoints will share, whole or not at all; returns its SHA-256, to be handed to `save`.
+
+        Raises:
+            NotWrittenError: if the disk is full, say.
+        """
+        folder = self.path / PARTS
+        writing = folder / f".writing-{name}"
+        with naming(folder / name, needs=len(data)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                writing.write_bytes(data)
+                _flush(writing)
+                writing.replace(folder / name)
+                _flush(folder)
+            finally:
+                writing.unlink(missing_ok=True)
+        return hashlib.sha256(data).hexdigest()
+
+    def _drop_unused_parts(self) -> None:
+        """Remove the parts that no checkpoint refers to."""
+        folders = [path for path in self.path.iterdir() if (path / "meta.json").exists()]
+        try:
+            used = {name for path in folders for name in Checkpoint(path).meta.get("parts", {})}
+        except DamagedCheckpointError:
+            return  # what it refers to is not known
+        for file in (self.path / PARTS).glob("*"):
+            if file.name not in used:
+                file.unlink()
+
+    def save(
+        self, state: dict[str, Any], kind: Kind, *, frames: int, parts: Mapping[str, str] | None = None, **meta: Any
+    ) -> Checkpoint:
         """Write ``state`` whole or not at all; a scheduled one lets the oldest go, and an earlier signal's.
+
+        Args:
+            state: tensors and plain values.
+            kind: see the class.
+            frames: of the run.
+            parts: names and checksums of the parts that the state refers to, oldest first (see `add_part`).
+            meta: what is to be known without reading the state.
 
         Raises:
             NotWrittenError: if the disk is full, say; what was there before stays as it was.
@@ -176,6 +234,7 @@ class CheckpointFolder:
         stream = io.BytesIO()
         torch.save(state, stream)
         data = stream.getbuffer()
+        meta = {"parts": dict(parts or {}), **meta}
         about = {"kind": kind, "frames": frames, "format": FORMAT, "version": marl_memory.__version__}
         try:
             with naming(self.path / name, needs=len(data)):
@@ -202,6 +261,7 @@ class CheckpointFolder:
             shutil.rmtree(self.path / "signal", ignore_errors=True)
             for checkpoint in self.scheduled()[self.keep :]:
                 shutil.rmtree(checkpoint.path)
+            self._drop_unused_parts()
         return Checkpoint(final)
 
     def scheduled(self) -> list[Checkpoint]:
@@ -228,6 +288,8 @@ class CheckpointFolder:
         """
         for checkpoint in self.scheduled():
             try:
+                for _ in checkpoint.parts():
+                    pass  # each is read and checked
                 return checkpoint.load(), checkpoint
             except DamagedCheckpointError as error:
                 warn(f"damaged checkpoint passed over: {error}")

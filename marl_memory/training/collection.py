@@ -80,6 +80,16 @@ class Episodes:
         return row
 
 
+def concatenate(parts: list[Episodes]) -> Episodes:
+    """All episodes of ``parts`` (one at least), in their order."""
+    success = [part.success for part in parts if part.success is not None]
+    return Episodes(
+        torch.cat([part.returns for part in parts]),
+        torch.cat([part.lengths for part in parts]),
+        torch.cat(success) if success else None,
+    )
+
+
 class EpisodeTracker:
     """Turns batches of rewards and ends, ``[T, N]``, into ended episodes; running episodes are carried over.
 
@@ -138,6 +148,7 @@ class Collector:
         learn_entries: the learner's entries and their shapes after the batch dimensions.
         seed: of the environments.
         clock: books the time of the environments apart from the policy's and the storing; None for one of its own.
+        ended: told after each step whose episode ended, ``[N, 1]`` bool.
     """
 
     def __init__(
@@ -150,9 +161,10 @@ class Collector:
         learn_entries: Mapping[tuple[str, ...], tuple[int, ...]],
         seed: int,
         clock: Clock | None = None,
+        ended: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.env, self.policy, self.act, self.steps = env, policy, act, steps
-        self.clock = clock or Clock()
+        self.clock, self.ended = clock or Clock(), ended
         self.learn_entries = learn_entries
         self.episodes = EpisodeTracker(env.n_envs)
         self.batch: TensorDictBase | None = None
@@ -171,6 +183,8 @@ class Collector:
             self.act(td)
             with self.clock.section("environment"):
                 td, self.current = self.env.step_and_maybe_reset(td)
+            if self.ended is not None:
+                self.ended(td.get(("next", self.env.task_spec.keys.done)))
             if self.batch is None:
                 self._allocate(td)
             waiting.append(self._leaves_of(td))

@@ -19,6 +19,7 @@ import torch
 from marl_memory.algorithms.algorithm import Algorithm, derive_seed
 from marl_memory.memory.operator import Memory
 from marl_memory.networks.actor import Actor, Body
+from marl_memory.networks.deterministic import DeterministicActor
 from marl_memory.spec import TaskSpec
 from marl_memory.training.checkpoint import (
     Checkpoint,
@@ -247,11 +248,11 @@ def _restore(trainer: Trainer, folder: Path, from_signal: bool, say: Callable[[s
             raise RunFolderError(f"{folder} holds no checkpoint left by a signal")
         state = left.load()
         with left.fitting():
-            trainer.load_state_dict(state)
+            trainer.load_state_dict(state, left.parts())
     elif trainer.checkpoints.scheduled():
         state, checkpoint = trainer.checkpoints.newest(say)
         with checkpoint.fitting():
-            trainer.load_state_dict(state)
+            trainer.load_state_dict(state, checkpoint.parts())
         if left is not None:
             _say_what_is_redone(trainer.frames, left, say)
 
@@ -292,7 +293,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
+def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor | DeterministicActor:
     """The greedy policy of a run: ``policy(td)`` sets the action for the observations in ``td``.
 
     Args:

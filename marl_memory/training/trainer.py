@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_memory.algorithms.algorithm import Algorithm, derive_seed
-from marl_memory.memory.operator import Memory, Stage
+from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, OnPolicyAlgorithm, derive_seed
+from marl_memory.memory.operator import Memory
 from marl_memory.training.checkpoint import CheckpointFolder, Kind, NotWrittenError, check_state
 from marl_memory.training.clock import Clock, collecting_and_learning
-from marl_memory.training.collection import Collector, TaskEnv
+from marl_memory.training.collection import TaskEnv
 from marl_memory.training.evaluation import evaluate
+from marl_memory.training.iteration import Losses, OffPolicyIteration, OnPolicyIteration
 from marl_memory.training.logging import Logger
 
 
@@ -113,7 +114,6 @@ class Trainer:
     ) -> None:
         schedule.check_iteration(env.n_envs)
         self.frames_per_iteration = schedule.steps * env.n_envs
-        algorithm.check_batch(self.frames_per_iteration)
         _check_stages(algorithm, memory)
         self.algorithm, self.memory = algorithm, memory
         self.evaluation_env, self.schedule = evaluation_env, schedule
@@ -123,58 +123,41 @@ class Trainer:
         self.stop_requested = False
         self.clock = Clock()
         memory.timed = partial(self.clock.section, "memory")
-        self.collector = Collector(
-            env,
-            algorithm.actor,
-            lambda td: memory.act(Stage.ACT, td),
-            steps=schedule.steps,
-            learn_entries=algorithm.learn_entries,
-            seed=derive_seed(seed, "env", 0),
-            clock=self.clock,
-        )
-
-    # --------------------------------------------------------------------------------------------- one iteration
+        how: dict[str, Any] = {"steps": schedule.steps, "seed": seed, "clock": self.clock}
+        if isinstance(algorithm, OnPolicyAlgorithm):
+            self.iterate = OnPolicyIteration(algorithm, memory, env, **how)
+        elif isinstance(algorithm, OffPolicyAlgorithm):
+            folder = checkpoints.path.parent / "replay"
+            self.iterate = OffPolicyIteration(algorithm, memory, env, **how, folder=folder)
+        else:
+            raise TypeError(f"{type(algorithm).__name__} must derive from OnPolicyAlgorithm or OffPolicyAlgorithm")
+        self.collector = self.iterate.collector
 
     def step(self) -> dict[str, float]:
-        """One on-policy iteration: the way of the data, a line per arrow."""
-        memory, algorithm = self.memory, self.algorithm
-        algorithm.set_progress(self.frames / self.schedule.total_frames)
-
-        batch, episodes = self.collector.collect()  # env → policy → ACT → env
-        memory.write("collection", batch)
-
-        algorithm.derive_rewards(batch)
-        memory.act(Stage.REWARD, batch)
-        metrics = algorithm.compute_advantages(batch)
-        memory.act(Stage.TARGET, batch)
-        memory.act(Stage.REGION, batch)
-        memory.act(Stage.REPLAY, batch)
-        losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
-        metrics |= self._checked_means(metrics, losses)
-        algorithm.finish_update(batch)
-
-        memory.write("update", batch)
-
+        """One iteration; the way of the data itself is in `OnPolicyIteration` and `OffPolicyIteration`."""
+        self.algorithm.set_progress(self.frames / self.schedule.total_frames)
+        report = self.iterate()
+        metrics = report.metrics | self._checked_means(report.metrics, report.losses)
         self.frames += self.frames_per_iteration
         self.iteration += 1
-        return {"frames": self.frames, "iteration": self.iteration, **episodes.metrics("train"), **metrics}
+        return {"frames": self.frames, "iteration": self.iteration, **report.episodes.metrics("train"), **metrics}
 
     # ------------------------------------------------------------------------------------------------- the whole run
 
-    def _checked_means(self, metrics: dict[str, float], losses: list[dict[str, Tensor]]) -> dict[str, float]:
-        """The means of ``losses`` over the gradient steps, if everything that was learnt is finite.
+    def _checked_means(self, metrics: dict[str, float], losses: Losses) -> dict[str, float]:
+        """The means of ``losses`` over the gradient steps that report them, if everything that was learnt is finite.
 
         Raises:
             TrainingDivergedError: if a metric of the batch, a loss, a gradient norm or a parameter is not.
         """
-        keys = list(losses[0])
-        table = torch.stack([torch.stack([row[key] for row in losses]) for key in keys])  # [keys, gradient steps]
-        if wrong := _not_finite(metrics, keys, table, dict(self.algorithm.named_parameters())):
+        keys = list(dict.fromkeys(key for row in losses for key in row))
+        columns = {key: torch.stack([row[key] for row in losses if key in row]) for key in keys}
+        if wrong := _not_finite(metrics, columns, dict(self.algorithm.named_parameters())):
             raise TrainingDivergedError(
                 f"training diverged: {wrong}, in iteration {self.iteration + 1}, frames {self.frames:,} to "
                 f"{self.frames + self.frames_per_iteration:,}; a smaller step size may help"
             )
-        return dict(zip(keys, table.mean(1).tolist(), strict=True))
+        return {key: column.mean().item() for key, column in columns.items()}
 
     def run(self) -> None:
         """Train to the schedule's end, or until a signal asks to leave (the iteration is finished and saved first).
@@ -262,7 +245,9 @@ class Trainer:
 
     def _save(self, kind: Kind, **more: float) -> None:
         with self.clock.section("checkpoint"):
-            self.checkpoints.save(self.state_dict(), kind, frames=self.frames, **more)
+            # The best policy is there to be used, not to go on from: it needs no replay.
+            parts = {} if kind == "best" else self.iterate.save_parts(self.checkpoints.add_part)
+            self.checkpoints.save(self.state_dict(), kind, frames=self.frames, parts=parts, **more)
 
     def close(self) -> None:
         """Close the environments."""
@@ -284,7 +269,7 @@ class Trainer:
         """Reset environments that can not be saved, with seeds that follow from the run's seed and the frame count."""
         if not self.collector.env.resumable:
             self.collector.reset(derive_seed(self.seed, "env", self.frames))
-            self.algorithm.cut_episodes()
+            self.iterate.cut_episodes()
 
     def _request_stop(self) -> None:
         self.stop_requested = True
@@ -301,10 +286,15 @@ class Trainer:
             "algorithm": dict(self.algorithm.state_dict()),
             "memory": self.memory.state_dict(),
             "collector": self.collector.state_dict(),
+            "iterate": self.iterate.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], parts: Iterable[Mapping[str, Any]] = ()) -> None:
         """Continue where `state_dict` was taken; environments that can not be saved start anew, as they did there.
+
+        Args:
+            state: what `state_dict` gave.
+            parts: the parts written for it (see `Checkpoint.parts`), oldest first.
 
         Raises:
             IncompatibleCheckpointError: if an entry of the algorithm or of a memory is missing, unknown or of another
@@ -316,6 +306,7 @@ class Trainer:
         self.frames, self.iteration, self.best = state["frames"], state["iteration"], tuple(state["best"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.memory.load_state_dict(state["memory"])
+        self.iterate.load_state_dict(state["iterate"], parts)
         self._begin_episodes()
         self.collector.load_state_dict(state["collector"])
 
@@ -330,26 +321,29 @@ def _check_stages(algorithm: Algorithm, memory: Memory) -> None:
             )
 
 
-def _not_finite(
-    metrics: Mapping[str, float], keys: Sequence[str], table: Tensor, parameters: Mapping[str, Tensor]
-) -> str:
+def _not_finite(metrics: Mapping[str, float], columns: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:
     """The first number that is not finite, in the order in which they arise; empty if all are.
 
     Args:
         metrics: of the batch.
-        keys: K names.
-        table: ``[K, M]``, what each of M gradient steps reported; losses and gradient norms are looked at.
+        columns: by key, ``[M]``: what M gradient steps reported; losses and gradient norms are looked at.
         parameters: by name, after the last step.
     """
     for key, value in metrics.items():
         if not math.isfinite(value):
             return f"{key} is {value}"
-    watched = torch.tensor([key.startswith(("loss/", "grad_norm/")) for key in keys])
-    steps = table.shape[1]
-    for i, k in (~table.T.isfinite() & watched).nonzero().tolist():
-        return f"{keys[k]} is {table[k, i].item()} in minibatch {i + 1} of {steps}"
+    watched = {key: column for key, column in columns.items() if key.startswith(("loss/", "grad_norm/"))}
+    wrong = [
+        (int((~column.isfinite()).int().argmax()), key)
+        for key, column in watched.items()
+        if not column.isfinite().all()
+    ]
+    if wrong:
+        i, key = min(wrong, key=lambda pair: (pair[0] / len(watched[pair[1]]), list(watched).index(pair[1])))
+        return f"{key} is {watched[key][i].item()} in minibatch {i + 1} of {len(watched[key])}"
     for name, parameter in parameters.items():
         if not parameter.isfinite().all():
+            steps = max((len(column) for column in columns.values()), default=0)
             return f"the parameter {name} is not finite after minibatch {steps} of {steps}"
     return ""
 

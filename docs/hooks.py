@@ -52,7 +52,7 @@ def _keys(text: str) -> str:
     rows = [
         (f"`{key}`", _values({name: file[key] for name, file in files.items()}), meanings[key])
         for key in _read(first)
-        if not key.startswith("_")
+        if not key.startswith("_") and key != "defaults"
     ]
     return _table(("key", "default", "meaning"), rows)
 

@@ -110,6 +110,39 @@ def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(algorithm: 
     assert_same_runs(tmp_path / "straight", tmp_path / "halved")
 
 
+OFF_POLICY = [
+    *(key for key in TOY if "env=" not in key),
+    "algorithm.batch_size=16",
+    "algorithm.warmup_frames=128",
+    "algorithm.capacity=600",  # the ring wraps
+    "algorithm.updates_per_frame=0.25",
+]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "more"),
+    [
+        ("ddpg", "toy/rendezvous", ["algorithm.exploration=ou", "algorithm.noise_final=0.02"]),
+        ("td3", "toy/rendezvous", ["algorithm.storage=memmap", "algorithm.train_every=4"]),
+        ("maddpg", "toy/masked_duel", []),
+        ("matd3", "toy/masked_duel", ["algorithm.share_actor=true"]),
+    ],
+)
+def test_resume_equals_uninterrupted_with_a_replay(algorithm: str, env: str, more: list[str], tmp_path: Path) -> None:
+    options = [f"env={env}", f"algorithm={algorithm}", *OFF_POLICY, *more]
+    train_here(tmp_path / "straight", *options)
+    train_here(tmp_path / "halved", *options, "training.stop_at_frames=640")  # between checkpoints: leaves a signal's
+    subprocess.run([sys.executable, "-c", RESUME_ALL, str(tmp_path / "halved")], check=True, timeout=280)
+    parts = final_state(tmp_path / "straight")["iterate"]["parts"]
+    assert len(parts) >= 2
+    assert {file.name for file in (tmp_path / "straight/checkpoints/replay").iterdir()} >= set(parts)
+    assert_same_runs(tmp_path / "straight", tmp_path / "halved")
+    replays = [resume(tmp_path / name, {}, say=lambda text: None).iterate.replay for name in ("straight", "halved")]  # type: ignore[union-attr]
+    for key in replays[0].entries:
+        assert torch.equal(replays[0].in_order(key), replays[1].in_order(key)), key
+    assert torch.equal(replays[0].ends_in_order(), replays[1].ends_in_order())
+
+
 def train_here(folder: Path, *overrides: str) -> None:
     """As `train`, in this process, where JAX need not compile again."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

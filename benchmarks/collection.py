@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDictBase
 
 from benchmarks.measure import Row, ratio, turns
 from marl_memory.algorithms.ppo import PPO
+from marl_memory.algorithms.td3 import TD3
 from marl_memory.networks.mlp import MLP
+from marl_memory.spec import TaskSpec
 from marl_memory.training.collection import Collector
 from marl_memory_envs.base import environment_seeds
 from marl_memory_envs.vector import VectorEnv, vector_env
@@ -27,6 +30,18 @@ def tasks() -> dict[str, dict[str, Any]]:
         "CartPole": {"factory": "marl_memory_envs.classic:cartpole"},
         "LunarLander": {"factory": "marl_memory_envs.box2d:lunar_lander"},
         "simple_spread": {"factory": "marl_memory_envs.mpe:simple_spread"},
+        "HalfCheetah": {"factory": "marl_memory_envs.mujoco:half_cheetah"},
+        "MaMuJoCo HalfCheetah 2x3": {
+            "factory": "marl_memory_envs.mamujoco:task",
+            "kwargs": {
+                "scenario": "HalfCheetah",
+                "agent_conf": "2x3",
+                "agent_obsk": 1,
+                "global_categories": ["qpos", "qvel"],
+            },
+            "common_reward": True,
+        },
+        "multiwalker": {"factory": "marl_memory_envs.sisl:multiwalker", "common_reward": True},
     }
 
 
@@ -53,9 +68,13 @@ class Timed:
 
 
 def random_actions(env: VectorEnv, steps: int) -> torch.Tensor:
-    """``[steps, N, A]`` discrete actions that every environment allows."""
+    """``[steps, N, A]`` discrete actions that every environment allows, or ``[steps, N, A, P]`` continuous ones."""
     spec, generator = env.task_spec, torch.Generator().manual_seed(0)
-    return torch.randint(min(spec.action_sizes), (steps, env.n_envs, spec.n_agents), generator=generator)
+    shape = (steps, env.n_envs, spec.n_agents)
+    if not spec.continuous:
+        return torch.randint(min(spec.action_sizes), shape, generator=generator)
+    low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+    return low + (high - low) * torch.rand(*shape, spec.action_size, generator=generator)
 
 
 def overheads(repeats: int) -> Iterator[Row]:
@@ -63,8 +82,8 @@ def overheads(repeats: int) -> Iterator[Row]:
 
     This is a little more than the difference from a raw loop, which also has to hand each agent its action.
     """
-    for name, arguments in tasks().items():
-        env = vector_env(**arguments, n_envs=16, seed=0)
+    for name in ("CartPole", "LunarLander", "simple_spread"):
+        env = vector_env(**tasks()[name], n_envs=16, seed=0)
         env.envs = [Timed(one) for one in env.envs]  # type: ignore[assignment]
         actions, values, inside = random_actions(env, STEPS), [], []
         for _ in range(repeats + 1):
@@ -82,6 +101,16 @@ def overheads(repeats: int) -> Iterator[Row]:
         yield Row(f"overhead of a vector step, {name}", values[1:], "µs", details)
 
 
+def acting(spec: TaskSpec) -> Callable[[TensorDictBase], TensorDictBase]:
+    """What collects with an MLP of 2×64: PPO's actor, or TD3's and its noise."""
+    body = partial(MLP, hidden=(64, 64))
+    if not spec.continuous:
+        return PPO(spec=spec, network=body, seed=0, share_parameters=True).actor
+    behaviour = TD3(spec=spec, network=body, seed=0).behaviour
+    behaviour.uniform = False
+    return behaviour
+
+
 def raw_loop(envs: list[Any], actions: np.ndarray, first_reset: list[int]) -> None:
     """The same environments, stepped one by one with nothing kept."""
     for env, seed in zip(envs, first_reset, strict=True):
@@ -94,13 +123,13 @@ def raw_loop(envs: list[Any], actions: np.ndarray, first_reset: list[int]) -> No
 
 
 def fractions(repeats: int) -> Iterator[Row]:
-    """Raw / ours: the share of the raw speed that is left with an MLP policy and every entry stored."""
-    for name in ("LunarLander", "simple_spread"):
+    """Raw / ours: the share of the raw speed that is left with an MLP policy and every entry stored.
+
+    The policy is PPO's, and TD3's with noise where actions are continuous.
+    """
+    for name in ("LunarLander", "simple_spread", "HalfCheetah", "MaMuJoCo HalfCheetah 2x3", "multiwalker"):
         env, beside = (vector_env(**tasks()[name], n_envs=8, seed=0) for _ in range(2))
-        policy = PPO(spec=env.task_spec, network=partial(MLP, hidden=(64, 64)), seed=0, share_parameters=True)
-        collector = Collector(
-            env, policy.actor, lambda td: None, steps=STEPS, learn_entries=policy.learn_entries, seed=0
-        )
+        collector = Collector(env, acting(env.task_spec), lambda td: None, steps=STEPS, learn_entries={}, seed=0)
         actions, seeds = random_actions(beside, STEPS).numpy(), environment_seeds(0, 8)
         timed = turns(partial(raw_loop, beside.envs, actions, seeds), collector.collect, repeats)
         yield ratio(f"collection, share of raw, {name}", timed, calls=STEPS, environments=8, width="2×64")

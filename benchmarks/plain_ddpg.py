@@ -104,8 +104,8 @@ class Learner:
     def update(self, rows: Batch, *, target_noise: Tensor | None = None, u: Tensor | None = None) -> None:
         """One update on B rows.
 
-        ``rows``: observation ``[B, A, F]``, state ``[B, S]``, mask, alive, the same at the next step (``next_…``),
-        action vectors ``[B, A, P]``, reward and discount ``[B, A]``.
+        ``rows``: observation ``[B, A, F]``, state ``[B, S]``, mask, alive (may be left out), the same one step later
+        (``next_…``), action vectors ``[B, A, P]``, reward and discount ``[B, A]``.
 
         Args:
             rows: see above.
@@ -121,10 +121,9 @@ class Learner:
             if s.common_reward:
                 after = self.team_mean(after, rows["next_alive"])
         for i in agents:
-            living = rows["alive"][:, i]
             target = rows["reward"][:, i] + s.gamma * rows["discount"][:, i] * after[i][:, 0]
             value = self.values(self.critics[i], rows, taken, i)
-            loss = ((value - target.unsqueeze(-1)) ** 2)[living].mean(0).sum()
+            loss = self.living((value - target.unsqueeze(-1)) ** 2, rows, i).mean(0).sum()
             self.critic_adams[i].zero_grad()
             loss.backward()
             self.critic_adams[i].step()
@@ -146,13 +145,16 @@ class Learner:
             sum(losses).backward()  # type: ignore[union-attr]
         for i in agents:
             if not self.settings.joint:
-                living = rows["alive"][:, i]
                 value = self.values(self.critics[i], rows, [*taken[:i], chosen[i], *taken[i + 1 :]], i)[:, 0]
-                (-value[living].mean()).backward()
+                (-self.living(value, rows, i).mean()).backward()
         for adam in self.actor_adams:
             adam.step()
         for adam in [*self.actor_adams, *self.critic_adams]:
             adam.zero_grad()
+
+    def living(self, x: Tensor, rows: Batch, i: int) -> Tensor:
+        """The rows of ``x`` in which agent i lives; all where nobody dies (no ``alive`` in ``rows``)."""
+        return x[rows["alive"][:, i]] if "alive" in rows else x
 
     def team_mean(self, values: list[Tensor], alive: Tensor) -> list[Tensor]:
         """The dead take the mean value of the living: ``[B, 1]`` each."""
@@ -175,7 +177,7 @@ def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
                 net[2 * slot].bias.data.copy_(biases[i])
         return nets
 
-    hidden = [layer.weight.shape[-2] for layer in ours.actor.body.layers[:-1]]
+    hidden = [layer.bias.shape[-1] for layer in ours.actor.body.layers[:-1]]
     inputs = spec.observation_size + spec.action_size
     if settings.centralised:
         inputs = spec.state_size + count * spec.action_size

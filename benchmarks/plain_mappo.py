@@ -141,14 +141,14 @@ class Learner:
 
 def weights_and_biases(layer: Any) -> tuple[Tensor, Tensor]:
     """``[G, out, in]`` and ``[G, out]`` of a layer of the library's, which has one bank or G."""
-    weight = layer.weight.reshape(-1, *layer.weight.shape[-2:])
+    weight = layer.weight.unsqueeze(0) if layer.weight.ndim == 2 else layer.weight.transpose(1, 2)
     return weight, layer.bias.reshape(len(weight), -1)
 
 
 def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
     """A plain learner with the weights, the dtype and the optimiser settings of a learner of the library's."""
     spec, layers = ours.spec, ours.actor.body.layers
-    hidden, activation = [layer.weight.shape[-2] for layer in layers[:-1]], nn.ReLU
+    hidden, activation = [layer.bias.shape[-1] for layer in layers[:-1]], nn.ReLU
     if ours.actor.body.activation is torch.tanh:
         activation = nn.Tanh
     agents, shared = spec.n_agents, ours.critic.banks == 1 and spec.n_agents > 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Generator, Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 
 from marl_memory.algorithms.algorithm import (
     OffPolicyAlgorithm,
@@ -188,16 +188,16 @@ class DeterministicHost(OffPolicyAlgorithm):
         error = torch.where(alive.unsqueeze(-1), value - rows.get(k.value_target), 0.0)
         weight = torch.where(error < 0, rows.get(k.under_weight), 1.0)
         loss = mean_over_living(weight * error.square(), alive, apart=self.critic.banks > 1)
-        norm = self._descend(loss, self.critic, self.critic_optimiser)
+        norm = self._descend(loss, self.critic, self.critic_optimiser, "critic")
         self.updates += 1
-        return {"loss/critic": loss.detach(), "grad_norm/critic": norm, "value/mean": value.detach().mean()}
+        return {"loss/critic": loss.detach(), "value/mean": value.detach().mean(), **norm}
 
     def compute_action_gradient(self, rows: TensorDictBase) -> None:
         """Write $g_i$ at a present choice of the actors (discrete: a straight-through sample)."""
         k, first = self.keys, slice(0, 1)
         self._chosen = self.actor.relaxed(rows, self.generator)
         chosen = self._chosen.detach().requires_grad_()
-        if self.actor_gradient == "own":
+        if self.actor_gradient == "own" and self.critic.centralised:
             others = self.actor.vectors.encode(rows.get(k.action))
             value = self.critic.of_own_actions(rows, chosen, others, critics=first)
         else:
@@ -216,13 +216,10 @@ class DeterministicHost(OffPolicyAlgorithm):
         gradient, alive = rows.get(self.keys.action_gradient), rows.get(self.keys.alive)
         gain = torch.where(alive.unsqueeze(-1), gradient * self._chosen, 0.0).sum(-1, keepdim=True)
         loss = -mean_over_living(gain, alive, apart=self.actor.input.banks > 1)
-        norm = self._descend(loss, self.actor, self.actor_optimiser)
+        norm = self._descend(loss, self.actor, self.actor_optimiser, "actor")
         self._chosen = None
-        return {
-            "loss/actor": loss.detach(),
-            "grad_norm/actor": norm,
-            "policy/action_gradient": gradient.norm(dim=-1).mean(),
-        }
+        size = gradient.norm(dim=-1).mean()
+        return {"loss/actor": loss.detach(), "policy/action_gradient": size, **norm}
 
     @torch.no_grad()
     def update_targets(self) -> None:
@@ -231,14 +228,15 @@ class DeterministicHost(OffPolicyAlgorithm):
         present: list[Tensor] = [*self.critic.parameters(), *self.actor.parameters()]
         torch._foreach_lerp_(targets, present, self.tau)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _descend(self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> Tensor:
-        """One step; the gradient norm ``[]``, before any clipping."""
+    def _descend(
+        self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer, name: str
+    ) -> dict[str, Tensor]:
+        """One step; the gradient norm before clipping, where there is a limit."""
         optimiser.zero_grad()
         loss.backward()
-        if self.max_grad_norm is None:
-            norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-        else:
-            norm = clip_grad_norm_(module.parameters(), self.max_grad_norm)
+        norm = {}
+        if self.max_grad_norm is not None:
+            norm[f"grad_norm/{name}"] = clip_grad_norm_(module.parameters(), self.max_grad_norm)
         optimiser.step()
         return norm
 

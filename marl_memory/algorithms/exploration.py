@@ -74,12 +74,12 @@ class Explorer:
                 output = torch.where(td.get(actor.keys.action_mask), 0.0, output)
             return straight_through_gumbel(output, uniform(output, self.generator), temperature=1.0)
         if self.uniform:
-            return torch.where(actor.vectors.valid, 2 * uniform(output, self.generator) - 1, 0.0)
+            return actor.vectors.without_padding(2 * uniform(output, self.generator) - 1)
         noise = self.scale * torch.randn(output.shape, generator=self.generator, dtype=output.dtype)
         if self.kind == "ou":
             self.process = noise if self.process is None else (1 - self.theta) * self.process + noise
             noise = self.process
-        return torch.where(actor.vectors.valid, (output + noise).clamp(-1, 1), 0.0)
+        return actor.vectors.without_padding((output + noise).clamp(-1, 1))
 
     def episodes_ended(self, done: Tensor) -> None:
         """Start the noise anew where ``done`` ``[N, 1]``."""

@@ -145,7 +145,7 @@ class TD3(DeterministicHost):
             return straight_through_gumbel(output, uniform(output, self.generator), temperature=actor.temperature)
         noise = torch.randn(output.shape, generator=self.generator, dtype=output.dtype).mul_(self.target_noise)
         noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
-        return torch.where(actor.vectors.valid, noise.add_(output).clamp_(-1, 1), 0.0)
+        return actor.vectors.without_padding(noise.add_(output).clamp_(-1, 1))
 
     @torch.no_grad()
     def compute_targets(self, rows: TensorDictBase) -> None:

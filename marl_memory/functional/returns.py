@@ -83,18 +83,16 @@ def mean_over_living(x: Tensor, alive: Tensor, *, apart: bool) -> Tensor:
     """Mean of ``x`` over the rows and agents that live, summed over C.
 
     Args:
-        x: ``[B, A, C]``, finite where an agent is dead.
+        x: ``[B, A, C]``, 0 where an agent is dead.
         alive: ``[B, A]`` bool.
         apart: take the mean of each agent's rows and sum over agents, as if each had a loss of its own.
 
     Returns:
         ``[]``.
     """
-    living = alive.unsqueeze(-1)
-    total = torch.where(living, x, 0.0)
     if apart:
-        return (total.sum(0) / living.sum(0).clamp(min=1)).sum()
-    return total.sum() / living.sum().clamp(min=1)
+        return (x.sum((0, 2)) / alive.sum(0).clamp(min=1)).sum()
+    return x.sum() / alive.sum().clamp(min=1)
 
 
 def team_value(value: Tensor, alive: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class ActionVector(nn.Module):
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()
         self.continuous, self.size = spec.continuous, spec.action_size
+        self.padded = len(set(spec.action_sizes)) > 1
         valid = torch.tensor(spec.action_valid)
         self.valid: Tensor
         self.unit: Tensor
@@ -52,6 +53,10 @@ class ActionVector(nn.Module):
         if self.continuous:
             return self.centre + self.half_range * vector
         return vector.argmax(-1)
+
+    def without_padding(self, vector: Tensor) -> Tensor:
+        """``vector`` ``[*B, A, P]`` of a continuous task, 0 in padded dimensions."""
+        return torch.where(self.valid, vector, 0.0) if self.padded else vector
 
 
 class DeterministicActor(TensorDictModuleBase):
@@ -93,7 +98,7 @@ class DeterministicActor(TensorDictModuleBase):
         """``[*B, A, P]``: actions scaled to [−1, 1], padding 0; or logits, the lowest number where forbidden."""
         raw = self.body(self.input(td.get(self.keys.observation)))
         if self.spec.continuous:
-            return torch.where(self.vectors.valid, torch.tanh(raw), 0.0)
+            return self.vectors.without_padding(torch.tanh(raw))
         return torch.where(td.get(self.keys.action_mask), raw, torch.finfo(raw.dtype).min)
 
     def relaxed(self, td: TensorDictBase, generator: Generator) -> Tensor:

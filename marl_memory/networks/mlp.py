@@ -29,12 +29,13 @@ class BankedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, banks: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(banks, out_features, in_features))
+        # [G, in, out]: transposed, each gradient would be copied once more.
+        self.weight = nn.Parameter(torch.empty(banks, in_features, out_features))
         self.bias = nn.Parameter(torch.empty(banks, 1, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[G, R, in] → [G, R, out]``."""
-        return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
+        return torch.baddbmm(self.bias, x, self.weight)
 
 
 def linear(in_features: int, out_features: int, *, banks: int, gain: float, generator: Generator) -> nn.Module:
@@ -48,9 +49,11 @@ def linear(in_features: int, out_features: int, *, banks: int, gain: float, gene
     """
     if banks > 1:
         layer = BankedLinear(in_features, out_features, banks=banks)
+        maps = layer.weight.data.transpose(1, 2)
     else:  # without its own initialisation, which draws from the global generator
         layer = cast(nn.Linear, skip_init(nn.Linear, in_features, out_features))
-    for bank in layer.weight.data.view(banks, out_features, in_features):
+        maps = layer.weight.data.unsqueeze(0)
+    for bank in maps:
         nn.init.orthogonal_(bank, gain, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer

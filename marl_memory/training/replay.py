@@ -82,17 +82,16 @@ class ReplayRing:
             )
         if self.drawn is None:
             self._allocate({key: batch.get(key) for key in self.entries})
-        first = self.written % self.steps
+        new = [batch.get(key) for key in self.entries]
+        new.append(batch.get(("next", self.keys.done)).squeeze(-1))
+        first, rings = self.written % self.steps, [*self.kept, self.ends]
         fits = min(length, self.steps - first)
-        for kept, key in zip(self.kept, self.entries, strict=True):
-            new = batch.get(key)
-            kept[first : first + fits].copy_(new[:fits])
-            if fits < length:
-                kept[: length - fits].copy_(new[fits:])
-        done = batch.get(("next", self.keys.done)).squeeze(-1)
-        self.ends[first : first + fits] = done[:fits]
-        if fits < length:
-            self.ends[: length - fits] = done[fits:]
+        if fits < length:  # the rest goes to the beginning
+            for ring, x in zip(rings, new, strict=True):
+                ring[: length - fits].copy_(x[fits:])
+            new = [x[:fits] for x in new]
+        for ring, x in zip(rings, new, strict=True):
+            ring[first : first + fits].copy_(x)
         self.written += length
 
     def cut_episodes(self) -> None:

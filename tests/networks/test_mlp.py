@@ -24,8 +24,8 @@ def with_biases(network: MLP) -> MLP:
 def plain_copy(network: MLP, bank: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, layer in enumerate(network.layers):
-        weights = layer.weight.reshape(-1, *layer.weight.shape[-2:])
-        copy = nn.Linear(layer.weight.shape[-1], layer.weight.shape[-2])
+        weights = layer.weight.unsqueeze(0) if layer.weight.ndim == 2 else layer.weight.transpose(1, 2)
+        copy = nn.Linear(weights.shape[-1], weights.shape[-2])
         copy.weight.data.copy_(weights[bank])
         copy.bias.data.copy_(layer.bias.reshape(len(weights), -1)[bank])
         if i > 0:
@@ -50,7 +50,7 @@ def test_banks_are_separate_plain_networks(activation: str, layer_norm: bool) ->
     for bank, copy in enumerate(copies):
         linears = [module for module in copy if isinstance(module, nn.Linear)]
         for layer, copied in zip(network.layers, linears, strict=True):
-            torch.testing.assert_close(layer.weight.grad[bank], copied.weight.grad)
+            torch.testing.assert_close(layer.weight.grad[bank], copied.weight.grad.T)
             torch.testing.assert_close(layer.bias.grad[bank, 0], copied.bias.grad)
 
 
@@ -78,7 +78,7 @@ def test_one_bank_for_one_agent_is_a_shared_network_bit_for_bit() -> None:
 @pytest.mark.parametrize(("out_features", "in_features"), [(6, 4), (4, 6), (5, 5)])
 def test_every_bank_starts_orthogonal(out_features: int, in_features: int) -> None:
     layer = linear(in_features, out_features, banks=3, gain=0.5, generator=Generator().manual_seed(0))
-    for weight in layer.weight.detach():
+    for weight in layer.weight.detach().transpose(1, 2):
         product = weight @ weight.T if out_features <= in_features else weight.T @ weight
         torch.testing.assert_close(product, 0.25 * torch.eye(len(product)), atol=1e-5, rtol=0)
     assert not torch.equal(layer.weight[0], layer.weight[1])

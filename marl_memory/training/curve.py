@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from marl_memory.training.checkpoint import CheckpointFolder, naming
-from marl_memory.training.clock import SECTIONS
+from marl_memory.training.clock import SECTIONS, duration
 from marl_memory.training.logging import MetricsFile
 
 
@@ -71,9 +71,3 @@ def time_shares(metrics: MetricsFile) -> list[str]:
     shares = [f"{words} {spent / total:.1%}" for words, spent in seconds.items()]
     lines = [f"time            {duration(total)} in all"]
     return lines + [f"{'':16}{', '.join(shares[i : i + 4])}" for i in range(0, len(shares), 4)]
-
-
-def duration(seconds: float) -> str:
-    """As in 0:02:48."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,16 +1,15 @@
-"""Where a run's numbers go: metrics.csv, TensorBoard and a progress display."""
+"""Where a run's numbers go: metrics.csv, TensorBoard and the display."""
 
 from __future__ import annotations
 
 import csv
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from marl_memory.training.checkpoint import NotWrittenError, naming
+from marl_memory.training.display import Display
 
 
 class MetricsFile:
@@ -142,67 +141,3 @@ def _tensorboard_tells_only_us() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-class Display:
-    """A progress bar on a terminal; a plain line now and then where there is none.
-
-    Args:
-        total_frames: the end of the bar.
-    """
-
-    LINE_EVERY = 0.05
-    """Without a terminal: one line per this share of the run."""
-
-    def __init__(self, total_frames: int) -> None:
-        self.total, self.known, self.next_line = total_frames, {}, 0.0
-        self.progress: Any = None
-
-    def start(self, frames: int) -> None:
-        """Show the bar at ``frames``."""
-        if not sys.stdout.isatty():
-            return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = [
-            TextColumn("{task.fields[frames]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-        ]
-        self.progress = Progress(
-            *columns, TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
-        )
-        self.task = self.progress.add_task("", total=self.total, completed=frames, frames=f"{frames:,}")
-        self.progress.start()
-
-    def show(self, row: Mapping[str, float]) -> None:
-        """Follow one row of metrics."""
-        self.known |= row
-        frames, text = int(row["frames"]), self.describe()
-        if self.progress is not None:
-            self.progress.update(self.task, completed=frames, description=text, frames=f"{frames:,}")
-        elif frames >= self.next_line * self.total or frames >= self.total:
-            self.next_line = frames / self.total + self.LINE_EVERY
-            print(f"{frames:>12,} / {self.total:,} frames  {text}  {self.remaining()}", flush=True)
-
-    def describe(self) -> str:
-        """The newest of each number one wants to watch."""
-        shown = [
-            ("time/frames_per_second", "{:,.0f} frames/s"),
-            ("train/return", "return {:.2f}"),
-            ("train/success", "win {:.2f}"),
-            ("evaluation/return", "greedy return {:.2f}"),
-            ("evaluation/success", "greedy win {:.2f}"),
-        ]
-        return "  ".join(form.format(self.known[key]) for key, form in shown if key in self.known)
-
-    def remaining(self) -> str:
-        """Estimated time to the end."""
-        speed = self.known.get("time/frames_per_second", 0.0)
-        seconds = max(self.total - self.known["frames"], 0) / speed if speed else 0.0
-        return f"ETA {int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self.progress is not None:
-            self.progress.stop()

@@ -1,13 +1,15 @@
-"""Where a run's numbers go: metrics.csv, TensorBoard and the display."""
+"""Where a run's numbers go: metrics.csv, TensorBoard, Weights & Biases and the display."""
 
 from __future__ import annotations
 
 import csv
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from marl_memory.training import tracking
 from marl_memory.training.checkpoint import NotWrittenError, naming
 from marl_memory.training.display import Display
 
@@ -68,16 +70,33 @@ class MetricsFile:
 
 
 class Logger:
-    """Rows to metrics.csv, to TensorBoard and to the terminal.
+    """Rows to metrics.csv, to TensorBoard, to Weights & Biases and to the terminal.
 
     Args:
         folder: the run's folder.
         total_frames: where the progress bar ends.
+        config: what Weights & Biases is to keep as the run's configuration.
         tensorboard: whether event files are written.
         quiet: no display at all.
+        wandb: `null`, `offline` or `online`; files of Weights & Biases lie in the run's folder `wandb`.
+
+    Raises:
+        ValueError: for another value of ``wandb``.
+        ImportError: if Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, total_frames: int, tensorboard: bool = True, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        total_frames: int,
+        config: Mapping[str, Any] | None = None,
+        tensorboard: bool = True,
+        quiet: bool = False,
+        wandb: str | None = None,
+    ) -> None:
+        tracking.check_mode(wandb)
+        self.config, self.wandb, self.tracked = config or {}, wandb, None
         self.metrics = MetricsFile(folder / "metrics.csv")
         self.folder, self.tensorboard, self.writer = folder, tensorboard, None
         self.display = None if quiet else Display(total_frames)
@@ -86,12 +105,12 @@ class Logger:
     def writing(self, frames: int) -> Iterator[None]:
         """Begin, or begin again, after ``frames`` frames; whatever happens, the files and the terminal are let go."""
         with _tensorboard_tells_only_us():
-            self.start(frames)
             try:
+                self.start(frames)
                 yield
             except BaseException as error:
                 try:
-                    self.close()
+                    self.close(failed=True)
                 except NotWrittenError as another:
                     if str(another) != str(error):
                         error.add_note(str(another))
@@ -106,6 +125,8 @@ class Logger:
 
             with naming(self.folder / "tensorboard"):
                 self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=max(frames, 0) + 1)
+        if self.wandb is not None:
+            self.tracked = tracking.begin(self.folder, self.wandb, self.config)
         if self.display is not None:
             self.display.start(max(frames, 0))
 
@@ -116,18 +137,26 @@ class Logger:
             with naming(self.folder / "tensorboard"):
                 for key, value in row.items():
                     self.writer.add_scalar(key, value, int(row["frames"]))
+        if self.tracked is not None:
+            tracking.log(self.tracked, row)
         if self.display is not None:
             self.display.show(row)
 
-    def close(self) -> None:
-        """Flush and stop the display."""
-        try:
+    def close(self, *, failed: bool = False) -> None:
+        """Stop the display, and let the files go; whatever happens to one of them, the others are let go too."""
+        with ExitStack() as last_first:
+            if self.tracked is not None:
+                last_first.callback(self.tracked.finish, exit_code=int(failed))
+                self.tracked = None
             if self.writer is not None:
-                with naming(self.folder / "tensorboard"):
-                    self.writer.close()
-        finally:
+                last_first.callback(self._close_writer)
             if self.display is not None:
-                self.display.stop()
+                last_first.callback(self.display.stop)
+
+    def _close_writer(self) -> None:
+        assert self.writer is not None
+        with naming(self.folder / "tensorboard"):
+            self.writer.close()
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
         ValueError: for a key or a value that does not fit.
     """
     check_sections(config)
-    check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames"))
+    check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames", "config"))
     check_arguments("training", Schedule, config["training"], others=TRAINING)
     training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
     if config.get("scope") is not None and not memory:
@@ -146,6 +146,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     torch.set_num_threads(threads)
     schedule = Schedule(**training)
     schedule.check_iteration(n_envs)
+    logger = Logger(folder, total_frames=schedule.total_frames, config=config, **config["logger"])
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
@@ -154,7 +155,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,
         checkpoints=CheckpointFolder(folder / "checkpoints", keep=keep),
-        logger=Logger(folder, total_frames=schedule.total_frames, **config["logger"]),
+        logger=logger,
         seed=seed,
     )
 

@@ -1,4 +1,4 @@
-"""The command line: ``marl-memory train | resume | evaluate | tasks``."""
+"""The command line: ``marl-memory train | resume | evaluate | plot | tasks``."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     evaluate.add_argument("--episodes", type=int, default=128)
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
     evaluate.set_defaults(action=_evaluate)
+
+    plot = commands.add_parser("plot", help="draw curves of several runs; those that differ only in seed are one line")
+    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run, or a folder that holds runs")
+    plot.add_argument("--metric", action="append", default=[], help="a column of metrics.csv; once for each panel")
+    plot.add_argument("--out", type=Path, default=Path("curves.png"), help="ends in .png, .pdf or .svg")
+    plot.set_defaults(action=_plot)
 
     tasks = commands.add_parser("tasks", help="list the tasks, and which can run here")
     tasks.set_defaults(action=_tasks)
@@ -125,6 +131,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     episodes = evaluate_run(options.run, episodes=options.episodes, checkpoint=options.checkpoint)
     for key, value in episodes.metrics("greedy").items():
         print(f"{key.removeprefix('greedy/'):>10}  {value:g}")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from marl_memory.training.plot import plot
+
+    print(plot(options.runs, options.out, metrics=options.metric))
 
 
 def _tasks(options: argparse.Namespace) -> None:

@@ -98,6 +98,8 @@ KEYS = [
     ),
     (["+training.n_env=1"], "training.n_env=1 is unknown, nothing reads it: did you mean n_envs?"),
     (["+logger.quite=true"], "logger.quite=True is unknown, nothing reads it: did you mean quiet?"),
+    (["logger.wandb=ofline"], "logger.wandb='ofline' must be null, offline or online"),
+    (["logger.wandb=true"], "logger.wandb=True must be text or null"),
     (["+network.hiden=[8]"], "network.hiden=[8] is unknown, nothing reads it: did you mean hidden?"),
     (["+env.maps=3m"], "env.maps='3m' is unknown, nothing reads it: known are"),
     (["+env.kwargs.wings=2"], "'wings'"),

@@ -170,15 +170,16 @@ def run_marl_memory(arguments: list[str], stopped_run: Path, folder: Path) -> No
         cli.main([command, *rest[:last], *TINY, f"run_folder={folder / 'new'}", *rest[last:]])
         assert (folder / "new" / "curve.png").exists() or "--cfg" in rest
         return
-    assert command in ("resume", "evaluate", "tasks"), f"marl-memory {command}: how is it checked?"
+    assert command in ("resume", "evaluate", "plot", "tasks"), f"marl-memory {command}: how is it checked?"
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         cli.main([command, *(scaled(word, run) for word in rest)])
     ends = {"resume": "stopped at 128 frames" if "stop_at_frames" in " ".join(rest) else "finished at 192 frames"}
-    expected = {**ends, "evaluate": "return", "tasks": "smax/3m"}[command]
+    expected = {**ends, "evaluate": "return", "plot": ".png", "tasks": "smax/3m"}[command]
     assert expected in output.getvalue()
 
 
 def scaled(word: str, run: Path) -> str:
     """A word of a command as it reads for the small run: the page's run is longer."""
-    return {"RUN": str(run), "training.stop_at_frames=1000000": "training.stop_at_frames=128"}.get(word, word)
+    folders = {"RUN": str(run), "runs/smax/3m": str(run.parent)}
+    return {**folders, "training.stop_at_frames=1000000": "training.stop_at_frames=128"}.get(word, word)

@@ -64,3 +64,9 @@ class Clock:
 def collecting_and_learning(seconds: Mapping[str, float]) -> float:
     """What an iteration takes, without what comes now and then: seconds as `Clock.take` gives them."""
     return sum(seconds[f"time/{name}"] for name in ("environment", "policy", "memory", "learn"))
+
+
+def duration(seconds: float) -> str:
+    """As in 0:02:48."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -2,11 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from marl_memory.training.checkpoint import CheckpointFolder, naming
-from marl_memory.training.clock import SECTIONS
+from marl_memory.training.clock import SECTIONS, duration
 from marl_memory.training.logging import MetricsFile
+
+YLABELS = {
+    "train/return": "return (sampled)",
+    "train/success": "win rate (sampled)",
+    "evaluation/return": "return (greedy)",
+    "evaluation/success": "win rate (greedy)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a panel.
+
+    Args:
+        label: its name in the legend.
+        x: ``[P]`` frames.
+        y: ``[P]`` values.
+        band: ``[P]`` each, what the line's band reaches from and to; None for no band.
+        style: more keywords of matplotlib's ``plot``.
+    """
+
+    label: str
+    x: Any
+    y: Any
+    band: tuple[Any, Any] | None = None
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+def draw_panel(axes: Any, metric: str, lines: Sequence[Line], *, ylabel: str | None = None) -> None:
+    """Draw ``lines`` of one metric over environment steps; a win rate's axis goes from 0 to 1."""
+    for line in lines:
+        style = {"marker": "o", "markersize": 3} if metric.startswith("evaluation/") else {}
+        (drawn,) = axes.plot(line.x, line.y, label=line.label, **{**style, **line.style})
+        if line.band is not None:
+            axes.fill_between(line.x, *line.band, color=drawn.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel="environment steps", ylabel=ylabel or YLABELS.get(metric, metric))
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
+    axes.grid(alpha=0.3)
+    if metric.endswith("/success"):
+        axes.set_ylim(-0.02, 1.02)
 
 
 def draw(folder: Path) -> Path:
@@ -16,21 +59,18 @@ def draw(folder: Path) -> Path:
     metrics = MetricsFile(folder / "metrics.csv")
     names = [name for name in ("return", "success") if metrics.column(f"evaluation/{name}")[0]]
     figure = Figure(figsize=(4.8 * max(len(names), 1), 3.4), layout="constrained")
+    looks = {
+        "train": ("training (sampled)", {"color": "#9db4c8", "linewidth": 1, "marker": ""}),
+        "evaluation": ("evaluation (greedy)", {"color": "#12476b"}),
+    }
     for i, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), i + 1)
-        axes.plot(*metrics.column(f"train/{name}"), color="#9db4c8", linewidth=1, label="training (sampled)")
-        axes.plot(
-            *metrics.column(f"evaluation/{name}"),
-            color="#12476b",
-            marker="o",
-            markersize=3,
-            label="evaluation (greedy)",
-        )
-        axes.set(xlabel="environment steps", ylabel={"success": "win rate"}.get(name, name))
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
-        axes.grid(alpha=0.3)
-        if name == "success":
-            axes.set_ylim(-0.02, 1.02)
+        columns = {kind: metrics.column(f"{kind}/{name}") for kind in looks}
+        lines = [
+            Line(label=label, x=columns[kind][0], y=columns[kind][1], style=style)
+            for kind, (label, style) in looks.items()
+        ]
+        ylabel = {"success": "win rate"}.get(name, name)
+        draw_panel(figure.add_subplot(1, len(names), i + 1), f"evaluation/{name}", lines, ylabel=ylabel)
     if names:
         figure.axes[0].legend(frameon=False)
     figure.suptitle("/".join(folder.resolve().parts[-4:]), fontsize=9)
@@ -71,9 +111,3 @@ def time_shares(metrics: MetricsFile) -> list[str]:
     shares = [f"{words} {spent / total:.1%}" for words, spent in seconds.items()]
     lines = [f"time            {duration(total)} in all"]
     return lines + [f"{'':16}{', '.join(shares[i : i + 4])}" for i in range(0, len(shares), 4)]
-
-
-def duration(seconds: float) -> str:
-    """As in 0:02:48."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,16 +1,17 @@
-"""Where a run's numbers go: metrics.csv, TensorBoard and a progress display."""
+"""Where a run's numbers go: metrics.csv, TensorBoard, Weights & Biases and the display."""
 
 from __future__ import annotations
 
 import csv
-import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from marl_memory.training import tracking
 from marl_memory.training.checkpoint import NotWrittenError, naming
+from marl_memory.training.display import Display
 
 
 class MetricsFile:
@@ -69,16 +70,33 @@ class MetricsFile:
 
 
 class Logger:
-    """Rows to metrics.csv, to TensorBoard and to the terminal.
+    """Rows to metrics.csv, to TensorBoard, to Weights & Biases and to the terminal.
 
     Args:
         folder: the run's folder.
         total_frames: where the progress bar ends.
+        config: what Weights & Biases is to keep as the run's configuration.
         tensorboard: whether event files are written.
         quiet: no display at all.
+        wandb: `null`, `offline` or `online`; files of Weights & Biases lie in the run's folder `wandb`.
+
+    Raises:
+        ValueError: for another value of ``wandb``.
+        ImportError: if Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, total_frames: int, tensorboard: bool = True, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        total_frames: int,
+        config: Mapping[str, Any] | None = None,
+        tensorboard: bool = True,
+        quiet: bool = False,
+        wandb: str | None = None,
+    ) -> None:
+        tracking.check_mode(wandb)
+        self.config, self.wandb, self.tracked = config or {}, wandb, None
         self.metrics = MetricsFile(folder / "metrics.csv")
         self.folder, self.tensorboard, self.writer = folder, tensorboard, None
         self.display = None if quiet else Display(total_frames)
@@ -87,12 +105,12 @@ class Logger:
     def writing(self, frames: int) -> Iterator[None]:
         """Begin, or begin again, after ``frames`` frames; whatever happens, the files and the terminal are let go."""
         with _tensorboard_tells_only_us():
-            self.start(frames)
             try:
+                self.start(frames)
                 yield
             except BaseException as error:
                 try:
-                    self.close()
+                    self.close(failed=True)
                 except NotWrittenError as another:
                     if str(another) != str(error):
                         error.add_note(str(another))
@@ -107,6 +125,8 @@ class Logger:
 
             with naming(self.folder / "tensorboard"):
                 self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=max(frames, 0) + 1)
+        if self.wandb is not None:
+            self.tracked = tracking.begin(self.folder, self.wandb, self.config)
         if self.display is not None:
             self.display.start(max(frames, 0))
 
@@ -117,18 +137,26 @@ class Logger:
             with naming(self.folder / "tensorboard"):
                 for key, value in row.items():
                     self.writer.add_scalar(key, value, int(row["frames"]))
+        if self.tracked is not None:
+            tracking.log(self.tracked, row)
         if self.display is not None:
             self.display.show(row)
 
-    def close(self) -> None:
-        """Flush and stop the display."""
-        try:
+    def close(self, *, failed: bool = False) -> None:
+        """Stop the display, and let the files go; whatever happens to one of them, the others are let go too."""
+        with ExitStack() as last_first:
+            if self.tracked is not None:
+                last_first.callback(self.tracked.finish, exit_code=int(failed))
+                self.tracked = None
             if self.writer is not None:
-                with naming(self.folder / "tensorboard"):
-                    self.writer.close()
-        finally:
+                last_first.callback(self._close_writer)
             if self.display is not None:
-                self.display.stop()
+                last_first.callback(self.display.stop)
+
+    def _close_writer(self) -> None:
+        assert self.writer is not None
+        with naming(self.folder / "tensorboard"):
+            self.writer.close()
 
 
 @contextmanager
@@ -142,67 +170,3 @@ def _tensorboard_tells_only_us() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-class Display:
-    """A progress bar on a terminal; a plain line now and then where there is none.
-
-    Args:
-        total_frames: the end of the bar.
-    """
-
-    LINE_EVERY = 0.05
-    """Without a terminal: one line per this share of the run."""
-
-    def __init__(self, total_frames: int) -> None:
-        self.total, self.known, self.next_line = total_frames, {}, 0.0
-        self.progress: Any = None
-
-    def start(self, frames: int) -> None:
-        """Show the bar at ``frames``."""
-        if not sys.stdout.isatty():
-            return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = [
-            TextColumn("{task.fields[frames]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-        ]
-        self.progress = Progress(
-            *columns, TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
-        )
-        self.task = self.progress.add_task("", total=self.total, completed=frames, frames=f"{frames:,}")
-        self.progress.start()
-
-    def show(self, row: Mapping[str, float]) -> None:
-        """Follow one row of metrics."""
-        self.known |= row
-        frames, text = int(row["frames"]), self.describe()
-        if self.progress is not None:
-            self.progress.update(self.task, completed=frames, description=text, frames=f"{frames:,}")
-        elif frames >= self.next_line * self.total or frames >= self.total:
-            self.next_line = frames / self.total + self.LINE_EVERY
-            print(f"{frames:>12,} / {self.total:,} frames  {text}  {self.remaining()}", flush=True)
-
-    def describe(self) -> str:
-        """The newest of each number one wants to watch."""
-        shown = [
-            ("time/frames_per_second", "{:,.0f} frames/s"),
-            ("train/return", "return {:.2f}"),
-            ("train/success", "win {:.2f}"),
-            ("evaluation/return", "greedy return {:.2f}"),
-            ("evaluation/success", "greedy win {:.2f}"),
-        ]
-        return "  ".join(form.format(self.known[key]) for key, form in shown if key in self.known)
-
-    def remaining(self) -> str:
-        """Estimated time to the end."""
-        speed = self.known.get("time/frames_per_second", 0.0)
-        seconds = max(self.total - self.known["frames"], 0) / speed if speed else 0.0
-        return f"ETA {int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self.progress is not None:
-            self.progress.stop()

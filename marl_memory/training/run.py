@@ -134,7 +134,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
         ValueError: for a key or a value that does not fit.
     """
     check_sections(config)
-    check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames"))
+    check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames", "config"))
     check_arguments("training", Schedule, config["training"], others=TRAINING)
     training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
     if config.get("scope") is not None and not memory:
@@ -147,6 +147,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     torch.set_num_threads(threads)
     schedule = Schedule(**training)
     schedule.check_iteration(n_envs)
+    logger = Logger(folder, total_frames=schedule.total_frames, config=config, **config["logger"])
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
@@ -155,7 +156,7 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,
         checkpoints=CheckpointFolder(folder / "checkpoints", keep=keep),
-        logger=Logger(folder, total_frames=schedule.total_frames, **config["logger"]),
+        logger=logger,
         seed=seed,
     )
 
@@ -208,7 +209,7 @@ def resume(
         NoCheckpointError: if no checkpoint can be read.
         IncompatibleCheckpointError: if the checkpoint is another configuration's or version's.
     """
-    config, run = read_config(folder), _read_run(folder)
+    config, run = read_config(folder), read_run(folder)
     _claim(folder)
     config["training"]["stop_at_frames"] = None
     for key, value in overrides.items():
@@ -278,7 +279,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
-    run = _read_run(folder)
+    run = read_run(folder)
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, YAMLError) as error:
@@ -309,7 +310,7 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor | Dete
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     config = read_config(folder)
-    spec = TaskSpec.from_dict(_read_run(folder)["task"])
+    spec = TaskSpec.from_dict(read_run(folder)["task"])
     algorithm = make_algorithm(config, spec)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if checkpoint == "best":
@@ -341,7 +342,7 @@ def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed:
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
     env = make_env(config, min(episodes, config["training"]["n_envs"]), seed)
     try:
-        _check_task(folder, _read_run(folder), env.task_spec)
+        _check_task(folder, read_run(folder), env.task_spec)
         return evaluate(env, actor, episodes=episodes, seed=seed)
     finally:
         env.close()
@@ -386,8 +387,12 @@ def _session() -> dict[str, Any]:
     }
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    """``run.json``, which is written last: where it is, the run is whole."""
+def read_run(folder: Path) -> dict[str, Any]:
+    """``run.json``, which is written last: where it is, the run is whole.
+
+    Raises:
+        RunFolderError: if ``folder`` holds no run, or the file can not be read.
+    """
     file = folder / "run.json"
     if not file.exists():
         raise RunFolderError(f"{folder} holds no run (no run.json)")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marl_memory.training.logging import Display, Logger, MetricsFile
+from marl_memory.training.logging import Logger, MetricsFile
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -137,14 +137,10 @@ def test_tensorboard_files_are_written(tmp_path: Path) -> None:
     assert any((tmp_path / "tensorboard").iterdir())
 
 
-def test_display_says_where_the_run_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(1000)
-    display.start(0)
-    for frames in (10, 20, 500, 1000):
-        display.show({"frames": frames, "train/return": 2.0, "time/frames_per_second": 100.0})
-    display.stop()
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3  # 20 is within 5 % of 10
-    assert "1,000 / 1,000 frames" in lines[-1]
-    assert "return 2.00" in lines[0]
-    assert "ETA 0:05" in lines[1]
+def test_a_quiet_logger_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Logger(tmp_path, total_frames=100, tensorboard=False, quiet=True).writing(-1):
+        pass
+    logger = Logger(tmp_path, total_frames=100, tensorboard=False, quiet=True)
+    with logger.writing(-1):
+        logger.log({"frames": 100, "train/return": 1.0})
+    assert capsys.readouterr() == ("", "")

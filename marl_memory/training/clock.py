@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 SECTIONS = {
     "environment": "environment",
@@ -19,6 +18,23 @@ SECTIONS = {
 """The sections, as in the columns ``time/…`` of ``metrics.csv``, and what a reader calls them."""
 
 
+class Section:
+    """What `Clock.section` gives: time within its ``with`` block is booked under its name.
+
+    One object serves every block of its name: the environment's is entered at every vector step, where a generator made
+    into a context manager costs several times as much.
+    """
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name = clock, name
+
+    def __enter__(self) -> None:
+        self.clock.around.append(self.clock.switch(self.name))
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.switch(self.clock.around.pop())
+
+
 class Clock:
     """Wall seconds by section; each moment is booked once, under the innermost section that is open.
 
@@ -26,38 +42,35 @@ class Clock:
     """
 
     def __init__(self) -> None:
+        self.sections = {name: Section(self, name) for name in SECTIONS}
         self.restart()
 
     def restart(self) -> None:
         """Forget what was measured, and begin now."""
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
+        self.around: list[str] = []
         self.open, self.since = "other", time.perf_counter()
 
-    @contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        """Book the time within under ``name``.
+    def section(self, name: str) -> Section:
+        """For ``with``: book the time within under ``name``.
 
         Raises:
             KeyError: if ``name`` is not one of `SECTIONS`.
         """
-        before = self._switch(name)
-        try:
-            yield
-        finally:
-            self._switch(before)
+        return self.sections[name]
 
     def take(self) -> dict[str, float]:
         """The seconds of each section since the last call, as ``time/…``; sections that are open go on."""
-        self._switch(self.open)
+        self.switch(self.open)
         taken = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
         return taken
 
-    def _switch(self, name: str) -> str:
+    def switch(self, name: str) -> str:
+        """Book the time so far, and what follows under ``name``; returns what was open before."""
         now, before = time.perf_counter(), self.open
         self.seconds[before] += now - self.since
         self.open, self.since = name, now
-        self.seconds[name] += 0.0  # an unknown name fails where it is opened
         return before
 
 

@@ -289,8 +289,12 @@ class VectorEnv(AgentsEnv):
                 for name, size, value in zip(self._team, sizes, whole.observations[start:], strict=False):
                     self._check_size(row, name, size, value)
         if self._one_width:
-            together = np.concatenate(whole.observations).reshape(count, spec.n_agents, spec.observation_size)
-            frame["observation"][rows] = together
+            together = np.concatenate(whole.observations, dtype=np.float32, casting="same_kind")
+            together = together.reshape(count, spec.n_agents, spec.observation_size)
+            if count == self.n_envs:
+                frame["observation"] = together
+            else:
+                frame["observation"][rows] = together
         else:
             for index, size in enumerate(sizes):
                 frame["observation"][rows, index, :size] = np.stack(whole.observations[index :: len(sizes)])

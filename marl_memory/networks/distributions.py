@@ -13,6 +13,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+"""The logit of a forbidden action."""
+
 
 class MaskedCategorical:
     """A categorical distribution over the allowed actions of each agent.
@@ -24,7 +27,7 @@ class MaskedCategorical:
 
     def __init__(self, logits: Tensor, mask: Tensor) -> None:
         self.mask = mask
-        self.logits = torch.where(mask, logits, torch.finfo(logits.dtype).min)
+        self.logits = torch.where(mask, logits, LOWEST[logits.dtype])
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -41,7 +44,7 @@ class MaskedCategorical:
         total = cumulated[..., -1:]
         # u is a multiple of 2^-24 (float64: 2^-53) below 1, so that u times the sum rounds to less than the sum.
         u = torch.rand(total.shape, generator=generator, dtype=total.dtype)
-        action = (cumulated <= u * total).sum(-1, keepdim=True)
+        action = torch.searchsorted(cumulated, u * total, right=True)
         return action.squeeze(-1), probs.gather(-1, action).log().squeeze(-1)
 
     @property

@@ -41,6 +41,7 @@ from marl_memory.training.config import (
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
 from marl_memory.training.trainer import Schedule, Trainer, check_count
+from marl_memory.training.video import asking_for_pictures, check_file, film
 
 _CLAIMED: dict[Path, IO[str]] = {}
 """Lock files this process holds; the kernel lets go of them when it ends, however it ends."""
@@ -325,7 +326,9 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor:
     return algorithm.actor
 
 
-def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None) -> Episodes:
+def evaluate_run(
+    folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None, video: Path | None = None
+) -> Episodes:
     """Play ``episodes`` greedy episodes with a run's policy, on seeds of their own.
 
     Args:
@@ -333,17 +336,38 @@ def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed:
         episodes: how many.
         checkpoint: ``best`` or ``last``.
         seed: of the environments; None for one derived from the run's, different from training and its evaluations.
+        video: an .mp4 or .gif to film them to; they are then played one after the other in a single environment.
+
+    Raises:
+        ValueError: if there is no such run or checkpoint, or the task can not be drawn.
+        ImportError: if the film needs what is not installed.
+        NotWrittenError: if the film can not be written.
     """
     config = read_config(folder)
+    if video is not None:
+        check_file(video)
     torch.set_num_threads(config["training"]["threads"])
     actor = load_policy(folder, checkpoint=checkpoint)
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
-    env = make_env(config, min(episodes, config["training"]["n_envs"]), seed)
+    n_envs = min(episodes, config["training"]["n_envs"])
+    env: Any = make_env(config, n_envs, seed) if video is None else _make_drawable_env(config, seed)
     try:
         _check_task(folder, _read_run(folder), env.task_spec)
+        if video is not None:
+            return film(env, actor, video, episodes=episodes, seed=seed)
         return evaluate(env, actor, episodes=episodes, seed=seed)
     finally:
         env.close()
+
+
+def _make_drawable_env(config: Mapping[str, Any], seed: int) -> Any:
+    """One environment of the run's task, made to be drawn."""
+    try:
+        return make_env({**config, "env": asking_for_pictures(config["env"])}, 1, seed)
+    except ValueError as error:
+        raise ValueError(
+            f"the task can not be drawn: {error}. For a film the factory is given render_mode='rgb_array' too"
+        ) from error
 
 
 def _claim(folder: Path) -> None:

@@ -31,6 +31,7 @@ from marl_memory.training.checkpoint import (
 from marl_memory.training.collection import Episodes, TaskEnv
 from marl_memory.training.config import (
     check_arguments,
+    check_node,
     check_sections,
     config_dir,
     differences,
@@ -72,6 +73,11 @@ SURROUNDINGS = ("threads", "git_commit", "platform", "python", "XLA_FLAGS", "PJR
 TRAINING = ("threads", "n_envs", "keep_checkpoints")
 """Keys of the section ``training`` that are not the schedule's."""
 
+HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).parameters if name != "self")
+
+BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
+"""Parameters of a section's target that the run hands over."""
+
 MAY_CHANGE = (
     "logger.",
     "training.stop_at_frames",
@@ -97,17 +103,21 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
     Raises:
         ValueError: if it is no `Algorithm`, or cannot learn the task's kind of actions.
     """
-    target, kind = locate("algorithm", config["algorithm"]), "continuous" if spec.continuous else "discrete"
-    if not (isinstance(target, type) and issubclass(target, Algorithm)):
-        raise ValueError(f"algorithm._target_={config['algorithm']['_target_']} must name a subclass of Algorithm")
+    target, kind = _algorithm_class(config), "continuous" if spec.continuous else "discrete"
     if kind not in target.actions:
         raise ValueError(
             f"algorithm: {target.__name__} learns {' and '.join(sorted(target.actions))} actions, those of "
             f"{spec.name} are {kind}: choose algorithm={' or '.join(algorithms_for(kind)) or 'another'}"
         )
-    handed_to_body = set(inspect.signature(Body.__call__).parameters) - {"self"}
-    body = instantiate("network", config["network"], later=handed_to_body)
+    body = instantiate("network", config["network"], later=HANDED_TO_BODY)
     return instantiate("algorithm", config["algorithm"], spec=spec, network=body, seed=config["seed"])
+
+
+def _algorithm_class(config: Mapping[str, Any]) -> type[Algorithm]:
+    target = locate("algorithm", config["algorithm"])
+    if not (isinstance(target, type) and issubclass(target, Algorithm)):
+        raise ValueError(f"algorithm._target_={config['algorithm']['_target_']} must name a subclass of Algorithm")
+    return target
 
 
 def algorithms_for(kind: str) -> list[str]:
@@ -127,8 +137,8 @@ def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int) -> Memory:
     )
 
 
-def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
-    """Everything a run needs, from its resolved config; ``folder`` is where it writes.
+def check_config(config: Mapping[str, Any]) -> Schedule:
+    """Check what can be checked of a resolved config before anything is built; returns its schedule.
 
     Raises:
         ValueError: for a key or a value that does not fit.
@@ -136,21 +146,38 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     check_sections(config)
     check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames"))
     check_arguments("training", Schedule, config["training"], others=TRAINING)
-    training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
+    memory, seed = config.get("memory") or {}, config["seed"]
     if config.get("scope") is not None and not memory:
         raise ValueError(
             f"scope={config['scope']} has no effect without a memory: leave it out, or name one in memory=[…]"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")
-    threads, n_envs, keep = (check_count(f"training.{name}", training.pop(name, None)) for name in TRAINING)
-    torch.set_num_threads(threads)
+    training = dict(config["training"])
+    counts = {name: check_count(f"training.{name}", training.pop(name, None)) for name in TRAINING}
     schedule = Schedule(**training)
-    schedule.check_iteration(n_envs)
+    schedule.check_iteration(counts["n_envs"])
+    _algorithm_class(config)
+    for name, built in BUILT.items():
+        check_node(name, config[name], built=built)
+    for name, node in memory.items():
+        check_node(f"memory.{name}", node, built=("spec", "seed"))
+    return schedule
+
+
+def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
+    """Everything a run needs, from its resolved config; ``folder`` is where it writes.
+
+    Raises:
+        ValueError: for a key or a value that does not fit.
+    """
+    schedule, seed = check_config(config), config["seed"]
+    threads, n_envs, keep = (config["training"][name] for name in TRAINING)
+    torch.set_num_threads(threads)
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
-        memory=make_memory(memory, env.task_spec, seed),
+        memory=make_memory(config.get("memory") or {}, env.task_spec, seed),
         env=env,
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from marl_memory.training.config import config_dir
+from marl_memory.training.hydra_errors import BY_US
 
-SHOW_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))
+SHOW_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR")) and BY_US not in os.environ
 """What the user asked for; while Hydra composes, the variable says something else."""
 
 
@@ -36,8 +37,11 @@ def main(argv: list[str] | None = None) -> None:
 
     evaluate = commands.add_parser("evaluate", help="play greedy episodes with a run's policy")
     evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("--episodes", type=int, default=128)
+    evaluate.add_argument("--episodes", type=int, help="how many, by default 128, and 3 with --video")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    evaluate.add_argument(
+        "--video", nargs="?", const="", metavar="FILE", help="film them to an .mp4 or .gif, by default RUN/video.mp4"
+    )
     evaluate.set_defaults(action=_evaluate)
 
     plot = commands.add_parser("plot", help="draw curves of several runs; those that differ only in seed are one line")
@@ -71,19 +75,27 @@ def _train(words: list[str]) -> None:
     import hydra
 
     from marl_memory.training.hydra_errors import in_one_sentence, raised_by_hydra
+    from marl_memory.training.sweep import sweeping
 
     # Overrides may stand before and after options; Hydra's parser wants them together.
     words = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
-    sys.argv = ["marl-memory train", *words]
-    with _one_clear_error(), in_one_sentence(words), raised_by_hydra():
+    with _one_clear_error(), in_one_sentence(words), raised_by_hydra(), sweeping(words) as words:
+        sys.argv = ["marl-memory train", *words]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_train_config)()
 
 
 def _train_config(config: Any) -> None:
+    from marl_memory.training.sweep import as_job
+
+    as_job(lambda: _train_one(config))
+
+
+def _train_one(config: Any) -> None:
     from omegaconf import OmegaConf
 
     from marl_memory.training.hydra_errors import in_one_sentence
-    from marl_memory.training.run import start
+    from marl_memory.training.run import release, start
+    from marl_memory.training.sweep import in_a_sweep, own_folder, stop
 
     with _one_clear_error():
         with in_one_sentence():
@@ -91,7 +103,14 @@ def _train_config(config: Any) -> None:
         folder = resolved.pop("run_folder", None)
         if not isinstance(folder, str) or not folder:
             raise ValueError(f"run_folder={folder!r} must name a folder")
-        _finish(start(resolved, Path(folder)), Path(folder))
+        folder = own_folder(folder)
+        trainer = start(resolved, folder)
+        try:
+            _finish(trainer, folder)
+        finally:
+            release(folder)
+        if trainer.stop_requested and in_a_sweep():
+            stop()
 
 
 def _resume(options: argparse.Namespace) -> None:
@@ -126,9 +145,11 @@ def _finish(trainer: Any, folder: Path) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from marl_memory.training.run import evaluate_run
 
-    if options.episodes < 1:
-        raise ValueError(f"--episodes={options.episodes} must be at least 1")
-    episodes = evaluate_run(options.run, episodes=options.episodes, checkpoint=options.checkpoint)
+    video = None if options.video is None else Path(options.video or options.run / "video.mp4")
+    count = options.episodes if options.episodes is not None else 128 if video is None else 3
+    if count < 1:
+        raise ValueError(f"--episodes={count} must be at least 1")
+    episodes = evaluate_run(options.run, episodes=count, checkpoint=options.checkpoint, video=video)
     for key, value in episodes.metrics("greedy").items():
         print(f"{key.removeprefix('greedy/'):>10}  {value:g}")
 

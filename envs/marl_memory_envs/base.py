@@ -37,6 +37,9 @@ class AgentsEnv(EnvBase):
     resumable: bool = False
     """Whether `snapshot` captures everything, so that a run continues exactly from where it stood."""
 
+    frames_per_second: float = 15.0
+    """How many of the pictures that `frames` gives make a second of the task's own time; where it has none, 15."""
+
     def __init__(self, spec: TaskSpec, n_envs: int) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([n_envs]))
         self.task_spec = spec
@@ -111,6 +114,16 @@ class AgentsEnv(EnvBase):
     def restore(self, snapshot: dict[str, Tensor]) -> TensorDictBase:
         """Continue from a `snapshot`; returns the observations to act on."""
         raise RuntimeError(f"{type(self).__name__} cannot restore a simulator's state (resumable=False)")
+
+    def frames(self) -> list[np.ndarray]:
+        """Pictures of environment 0 since its last step or reset began, oldest first, each ``[H, W, 3]`` uint8.
+
+        One, or several where the simulator shows what happens within a step.
+
+        Raises:
+            ValueError: if the task can not be drawn.
+        """
+        raise ValueError(f"{self.task_spec.name} can not be drawn: {type(self).__name__} has no pictures")
 
     @abstractmethod
     def _set_seed(self, seed: int | None) -> None: ...

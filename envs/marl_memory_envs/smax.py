@@ -24,6 +24,7 @@ from torch import Tensor
 
 from marl_memory.spec import TaskSpec
 from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
+from marl_memory_envs.smax_frames import frames_within, picture
 
 REQUIRES = {"jaxmarl": "smax"}
 """Packages this module needs beyond the core, and the extra of ``marl-memory`` that installs each."""
@@ -147,6 +148,12 @@ class Simulator:
         # On the device like every later carry: where an input lives is part of what a function is compiled for.
         return keys, jax.device_put(zeros, self.cpu)
 
+    def one(self, carry: Any) -> tuple[Any, Any]:
+        """The key that battle 0's next step uses, and its state, without the leading N."""
+        first = _jax().tree.map(lambda leaf: leaf[:1], carry)
+        key, state = self._split(first[0])[1], first[1]
+        return _jax().tree.map(lambda leaf: leaf[0], (key, state))
+
     def unpack(self, floats: Any, bools: Any) -> dict[str, Tensor]:
         """Name and shape the views of two packed arrays (no copy); each entry is contiguous."""
         layout = self._layouts.get(len(bools))
@@ -264,12 +271,18 @@ class Smax(ParallelEnv):
 
     Args:
         map: the map's name; further keywords are those of `Options`.
+        render_mode: ``rgb_array`` for pictures, or None.
+
+    Raises:
+        ValueError: for another ``render_mode``; see `Options` for the rest.
     """
 
-    metadata = {"name": "smax", "render_modes": [], "is_parallelizable": True}
-    render_mode = None
+    metadata = {"name": "smax", "render_modes": ["rgb_array"], "render_fps": 2, "is_parallelizable": True}
 
-    def __init__(self, map: str, **options: Any) -> None:
+    def __init__(self, map: str, *, render_mode: str | None = None, **options: Any) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r} must be 'rgb_array' or None")
+        self.render_mode = render_mode
         self.simulator = simulator(Options(map=map, **options))
         spec = self.task_spec = self.simulator.spec
         self.possible_agents = list(spec.agents)
@@ -325,8 +338,11 @@ class Smax(ParallelEnv):
         """``[S]``: every unit's features, as JaxMARL's world state."""
         return self._seen["state"].copy()
 
-    def render(self) -> None:
-        """Nothing: SMAX draws recorded sequences only."""
+    def render(self) -> np.ndarray | None:
+        """The battle as it stands, ``[480, 480, 3]`` uint8; nothing without ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        return picture(self.simulator.game, self.simulator.one(self._carry)[1].state)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -359,6 +375,7 @@ class SmaxVector(AgentsEnv):
     """
 
     resumable = True
+    frames_per_second = 16.0
 
     def __init__(self, options: Options, n_envs: int, seed: int, group: str = "agents") -> None:
         self.simulator = simulator(options)
@@ -366,6 +383,7 @@ class SmaxVector(AgentsEnv):
         super().__init__(spec, n_envs)
         self._carry = self.simulator.blank(environment_seeds(seed, n_envs))
         self._started = False
+        self._before: tuple[Any, np.ndarray] | None = None  # what battle 0's last step began with
         self._action_key = spec.keys.action
         self._agents_size = torch.Size((n_envs, spec.n_agents))
 
@@ -382,19 +400,31 @@ class SmaxVector(AgentsEnv):
         if not (self._started or chosen.all()):
             raise RuntimeError("the first reset must reset all environments; its _reset mask names only some")
         self._started = True
+        if chosen[0]:
+            self._before = None
         self._carry, floats, bools = self.simulator.reset(self._carry, chosen)
         return self._entries(floats, bools, reward=False)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """One step of every battle: the entries of time t + 1."""
-        self._carry, floats, bools = self.simulator.step(self._carry, self._actions(tensordict))
+        self._before = self._carry, self._actions(tensordict)
+        self._carry, floats, bools = self.simulator.step(*self._before)
         return self._entries(floats, bools, reward=True)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, in one jitted call."""
-        self._carry, *packed = self.simulator.step_and_reset(self._carry, self._actions(tensordict))
+        self._before = self._carry, self._actions(tensordict)
+        self._carry, *packed = self.simulator.step_and_reset(*self._before)
         tensordict.set("next", self._entries(*packed[:2], reward=True))
         return tensordict, self._entries(*packed[2:], reward=False)
+
+    def frames(self) -> list[np.ndarray]:
+        """Pictures of battle 0, ``[480, 480, 3]`` uint8: the 8 ticks of its last step, or its state at the start."""
+        game, agents = self.simulator.game, self.task_spec.agents
+        if self._before is None:
+            return [picture(game, self.simulator.one(self._carry)[1].state)]
+        carry, actions = self._before
+        return frames_within(game, *self.simulator.one(carry), dict(zip(agents, actions[0], strict=True)))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Keys and states of all battles, one tensor per leaf."""
@@ -421,7 +451,7 @@ class SmaxVector(AgentsEnv):
                 wanted = f"{self.task_spec.name} with n_envs={self.n_envs}"
                 raise ValueError(f"leaf_{i:02d} of the snapshot is not {leaf.shape}: it is not of {wanted}")
             arrays.append(jax.device_put(saved.cpu().numpy().view(leaf.dtype).copy(), self.simulator.cpu))
-        self._carry, self._started = jax.tree.unflatten(tree, arrays), True
+        self._carry, self._started, self._before = jax.tree.unflatten(tree, arrays), True, None
         return self._entries(*self.simulator.observe(self._carry), reward=False)
 
     def _actions(self, tensordict: TensorDictBase) -> np.ndarray:

@@ -105,6 +105,7 @@ class VectorEnv(AgentsEnv):
         )
         super().__init__(spec, len(envs))
         self.envs = list(envs)
+        self.frames_per_second = float(envs[0].metadata.get("render_fps", self.frames_per_second))
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
         self._spaces = [{name: _spaces_of(env, name) for name in self._agents} for env in envs]
@@ -133,6 +134,25 @@ class VectorEnv(AgentsEnv):
             for env in self.envs:
                 env.close()
         super().close(raise_if_closed=raise_if_closed)
+
+    def frames(self) -> list[np.ndarray]:
+        """What the first environment's ``render()`` gives, ``[H, W, 3]`` uint8: one picture, of the state as it is.
+
+        Raises:
+            ValueError: if it fails, or gives no such picture (without ``render_mode="rgb_array"``, say).
+        """
+        env, name = self.envs[0], self.task_spec.name
+        try:
+            picture = env.render()
+        except Exception as error:  # whatever keeps a simulator from drawing
+            raise ValueError(f"{name} can not be drawn: {type(error).__name__}: {error}{_hint()}") from error
+        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
+            kind = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise ValueError(
+                f"{name} can not be drawn: render() gave {kind}, not a uint8 array [height, width, 3]; "
+                "the environment must be made with render_mode='rgb_array' and know that mode"
+            )
+        return [picture]
 
     # ---- TorchRL's three methods -------------------------------------------------------------------------------------
 
@@ -544,6 +564,16 @@ def _noop(agents: Sequence[AgentSpaces], spec: TaskSpec) -> np.ndarray:
         return np.array([agent.first_action for agent in agents])
     low, high = np.array(spec.action_low, dtype=np.float32), np.array(spec.action_high, dtype=np.float32)
     return np.clip(np.zeros_like(low), low, high)
+
+
+def _hint() -> str:
+    """MuJoCo's own errors do not say what it needs to draw."""
+    if "mujoco" not in sys.modules:
+        return ""
+    return (
+        "; MuJoCo draws through OpenGL: without a screen set MUJOCO_GL=egl (graphics card with its driver) or "
+        "MUJOCO_GL=osmesa (software; on Debian: sudo apt install libosmesa6)"
+    )
 
 
 # ---- making one from a name ------------------------------------------------------------------------------------------

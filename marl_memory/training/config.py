@@ -132,6 +132,20 @@ def locate(section: str, node: Mapping[str, Any]) -> Callable[..., Any]:
         raise ValueError(f"{section}._target_={path} can not be imported: {_one_line(error)}") from error
 
 
+def check_node(
+    section: str, node: Mapping[str, Any], *, built: Collection[str]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What a section names and the arguments it gives, which fit; ``built`` are those that the run adds.
+
+    Raises:
+        ValueError: see `locate` and `check_arguments`.
+    """
+    target = locate(section, node)
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    check_arguments(section, target, arguments, built=built)
+    return target, arguments
+
+
 def instantiate(section: str, node: Mapping[str, Any], *, later: Collection[str] = (), **built: Any) -> Any:
     """The object that a section names, made of its keys.
 
@@ -144,9 +158,7 @@ def instantiate(section: str, node: Mapping[str, Any], *, later: Collection[str]
     Raises:
         ValueError: see `locate` and `check_arguments`.
     """
-    target = locate(section, node)
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    check_arguments(section, target, arguments, built={*built, *later})
+    target, arguments = check_node(section, node, built={*built, *later})
     return partial(target, **arguments, **built) if node.get("_partial_") else target(**arguments, **built)
 
 

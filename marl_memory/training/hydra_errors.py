@@ -10,6 +10,9 @@ from typing import Any
 
 from marl_memory.training.config import config_dir, options, suggest
 
+BY_US = "MARL_MEMORY_SET_HYDRA_FULL_ERROR"
+"""The environment variable that says, in the processes of a sweep too, that `HYDRA_FULL_ERROR` is not the user's."""
+
 
 class ConfigError(ValueError):
     """A configuration that can not be composed."""
@@ -18,14 +21,17 @@ class ConfigError(ValueError):
 @contextmanager
 def raised_by_hydra() -> Iterator[None]:
     """Let Hydra raise its errors: unless this variable is set, it prints them and ends the process."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
+    before = {key: os.environ.get(key) for key in ("HYDRA_FULL_ERROR", BY_US)}
+    if not before["HYDRA_FULL_ERROR"]:
+        os.environ[BY_US] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
-        del os.environ["HYDRA_FULL_ERROR"]
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def in_one_sentence(words: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_explain(error, [config_dir(), *_folders_of_the_user(words)])) from error
+        raise ConfigError(_explain(error, [config_dir(), *folders_of_the_user(words)])) from error
 
 
 def _explain(error: Exception, folders: Sequence[Path]) -> str:
@@ -65,6 +71,12 @@ def _no_such_option(missing: str, folders: Sequence[Path], said: str) -> str:
     group, _, name = missing.partition("/")
     if not name:
         return " ".join(said.split())
+    if group == "hydra":
+        group, _, name = name.partition("/")
+        if name.startswith("joblib"):
+            return f'hydra/{group}=joblib is not installed: pip install "marl-memory[joblib]"'
+        known = "; known are basic and joblib" if group == "launcher" else ""
+        return f"hydra/{group}={name.removesuffix('.yaml')} does not exist{known}"
     return f"{group}={name.removesuffix('.yaml')} does not exist: {suggest(name, options(group, folders))}"
 
 
@@ -87,7 +99,7 @@ def _dotted(node: Any) -> Iterator[str]:
                 yield from (f"{name}.{inner}" for inner in _dotted(value))
 
 
-def _folders_of_the_user(words: Sequence[str]) -> list[Path]:
+def folders_of_the_user(words: Sequence[str]) -> list[Path]:
     """The folder after ``--config-dir``, if there is one."""
     from argparse import ArgumentParser
 

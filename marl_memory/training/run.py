@@ -32,6 +32,7 @@ from marl_memory.training.checkpoint import (
 from marl_memory.training.collection import Episodes, TaskEnv
 from marl_memory.training.config import (
     check_arguments,
+    check_node,
     check_sections,
     config_dir,
     differences,
@@ -42,6 +43,7 @@ from marl_memory.training.config import (
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
 from marl_memory.training.trainer import Schedule, Trainer, check_count
+from marl_memory.training.video import asking_for_pictures, check_file, film
 
 _CLAIMED: dict[Path, IO[str]] = {}
 """Lock files this process holds; the kernel lets go of them when it ends, however it ends."""
@@ -72,6 +74,11 @@ SURROUNDINGS = ("threads", "git_commit", "platform", "python", "XLA_FLAGS", "PJR
 TRAINING = ("threads", "n_envs", "keep_checkpoints")
 """Keys of the section ``training`` that are not the schedule's."""
 
+HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).parameters if name != "self")
+
+BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
+"""Parameters of a section's target that the run hands over."""
+
 MAY_CHANGE = (
     "logger.",
     "training.stop_at_frames",
@@ -97,17 +104,21 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
     Raises:
         ValueError: if it is no `Algorithm`, or cannot learn the task's kind of actions.
     """
-    target, kind = locate("algorithm", config["algorithm"]), "continuous" if spec.continuous else "discrete"
-    if not (isinstance(target, type) and issubclass(target, Algorithm)):
-        raise ValueError(f"algorithm._target_={config['algorithm']['_target_']} must name a subclass of Algorithm")
+    target, kind = _algorithm_class(config), "continuous" if spec.continuous else "discrete"
     if kind not in target.actions:
         raise ValueError(
             f"algorithm: {target.__name__} learns {' and '.join(sorted(target.actions))} actions, those of "
             f"{spec.name} are {kind}: choose algorithm={' or '.join(algorithms_for(kind)) or 'another'}"
         )
-    handed_to_body = set(inspect.signature(Body.__call__).parameters) - {"self"}
-    body = instantiate("network", config["network"], later=handed_to_body)
+    body = instantiate("network", config["network"], later=HANDED_TO_BODY)
     return instantiate("algorithm", config["algorithm"], spec=spec, network=body, seed=config["seed"])
+
+
+def _algorithm_class(config: Mapping[str, Any]) -> type[Algorithm]:
+    target = locate("algorithm", config["algorithm"])
+    if not (isinstance(target, type) and issubclass(target, Algorithm)):
+        raise ValueError(f"algorithm._target_={config['algorithm']['_target_']} must name a subclass of Algorithm")
+    return target
 
 
 def algorithms_for(kind: str) -> list[str]:
@@ -127,8 +138,8 @@ def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int) -> Memory:
     )
 
 
-def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
-    """Everything a run needs, from its resolved config; ``folder`` is where it writes.
+def check_config(config: Mapping[str, Any]) -> Schedule:
+    """Check what can be checked of a resolved config before anything is built; returns its schedule.
 
     Raises:
         ValueError: for a key or a value that does not fit.
@@ -136,22 +147,39 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     check_sections(config)
     check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames", "config"))
     check_arguments("training", Schedule, config["training"], others=TRAINING)
-    training, memory, seed = dict(config["training"]), config.get("memory") or {}, config["seed"]
+    memory, seed = config.get("memory") or {}, config["seed"]
     if config.get("scope") is not None and not memory:
         raise ValueError(
             f"scope={config['scope']} has no effect without a memory: leave it out, or name one in memory=[…]"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")
-    threads, n_envs, keep = (check_count(f"training.{name}", training.pop(name, None)) for name in TRAINING)
-    torch.set_num_threads(threads)
+    training = dict(config["training"])
+    counts = {name: check_count(f"training.{name}", training.pop(name, None)) for name in TRAINING}
     schedule = Schedule(**training)
-    schedule.check_iteration(n_envs)
+    schedule.check_iteration(counts["n_envs"])
+    _algorithm_class(config)
+    for name, built in BUILT.items():
+        check_node(name, config[name], built=built)
+    for name, node in memory.items():
+        check_node(f"memory.{name}", node, built=("spec", "seed"))
+    return schedule
+
+
+def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
+    """Everything a run needs, from its resolved config; ``folder`` is where it writes.
+
+    Raises:
+        ValueError: for a key or a value that does not fit.
+    """
+    schedule, seed = check_config(config), config["seed"]
+    threads, n_envs, keep = (config["training"][name] for name in TRAINING)
+    torch.set_num_threads(threads)
     logger = Logger(folder, total_frames=schedule.total_frames, config=config, **config["logger"])
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
     return Trainer(
         algorithm=make_algorithm(config, env.task_spec),
-        memory=make_memory(memory, env.task_spec, seed),
+        memory=make_memory(config.get("memory") or {}, env.task_spec, seed),
         env=env,
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,
@@ -327,7 +355,9 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor | Dete
     return algorithm.actor
 
 
-def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None) -> Episodes:
+def evaluate_run(
+    folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None, video: Path | None = None
+) -> Episodes:
     """Play ``episodes`` greedy episodes with a run's policy, on seeds of their own.
 
     Args:
@@ -335,17 +365,38 @@ def evaluate_run(folder: Path, *, episodes: int, checkpoint: str = "best", seed:
         episodes: how many.
         checkpoint: ``best`` or ``last``.
         seed: of the environments; None for one derived from the run's, different from training and its evaluations.
+        video: an .mp4 or .gif to film them to; they are then played one after the other in a single environment.
+
+    Raises:
+        ValueError: if there is no such run or checkpoint, or the task can not be drawn.
+        ImportError: if the film needs what is not installed.
+        NotWrittenError: if the film can not be written.
     """
     config = read_config(folder)
+    if video is not None:
+        check_file(video)
     torch.set_num_threads(config["training"]["threads"])
     actor = load_policy(folder, checkpoint=checkpoint)
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
-    env = make_env(config, min(episodes, config["training"]["n_envs"]), seed)
+    n_envs = min(episodes, config["training"]["n_envs"])
+    env: Any = make_env(config, n_envs, seed) if video is None else _make_drawable_env(config, seed)
     try:
         _check_task(folder, read_run(folder), env.task_spec)
+        if video is not None:
+            return film(env, actor, video, episodes=episodes, seed=seed)
         return evaluate(env, actor, episodes=episodes, seed=seed)
     finally:
         env.close()
+
+
+def _make_drawable_env(config: Mapping[str, Any], seed: int) -> Any:
+    """One environment of the run's task, made to be drawn."""
+    try:
+        return make_env({**config, "env": asking_for_pictures(config["env"])}, 1, seed)
+    except ValueError as error:
+        raise ValueError(
+            f"the task can not be drawn: {error}. For a film the factory is given render_mode='rgb_array' too"
+        ) from error
 
 
 def _claim(folder: Path) -> None:

@@ -164,7 +164,15 @@ def check_pip(arguments: list[str]) -> None:
 def run_marl_memory(arguments: list[str], stopped_run: Path, folder: Path) -> None:
     """Run one command on a small budget; what it should leave behind is there."""
     command, *rest = arguments
+    if "--video" in rest:
+        run_video(rest, folder)
+        return
     run = Path(shutil.copytree(stopped_run, folder / "run"))
+    if "-m" in rest:  # of a small task: a sweep has many runs
+        words = [word for word in rest if not word.startswith("env=")]
+        cli.main([command, *words, "env=toy/masked_duel", *TINY, f"run_folder={folder / 'new'}"])
+        assert (folder / "new_job_0" / "curve.png").exists()
+        return
     if command == "train":
         last = max(i for i, word in enumerate(rest) if "=" in word) + 1  # options may follow: argparse wants one row
         cli.main([command, *rest[:last], *TINY, f"run_folder={folder / 'new'}", *rest[last:]])
@@ -183,3 +191,14 @@ def scaled(word: str, run: Path) -> str:
     """A word of a command as it reads for the small run: the page's run is longer."""
     folders = {"RUN": str(run), "runs/smax/3m": str(run.parent)}
     return {**folders, "training.stop_at_frames=1000000": "training.stop_at_frames=128"}.get(word, word)
+
+
+def run_video(arguments: list[str], folder: Path) -> None:
+    """Film a run of a task that can be drawn."""
+    run = folder / "drawn"
+    if not run.exists():
+        cli.main(["train", "env=classic/cartpole", "algorithm=ppo", *TINY, f"run_folder={run}"])
+        release(run)
+    cli.main(["evaluate", *(str(run) if word == "RUN" else word for word in arguments)])
+    named = [word for word in arguments if word.endswith(".gif")]
+    assert Path(named[0] if named else run / "video.mp4").stat().st_size > 1000

@@ -114,7 +114,13 @@ def asking_for_pictures(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def film(
-    env: Drawable, actor: Actor | DeterministicActor, file: Path, *, episodes: int, seed: int, say: Callable[[str], None] = print
+    env: Drawable,
+    actor: Actor | DeterministicActor,
+    file: Path,
+    *,
+    episodes: int,
+    seed: int,
+    say: Callable[[str], None] = print,
 ) -> Episodes:
     """Play greedy episodes as `evaluate` does, and write them to ``file``, one after the other, whole or not at all.
 

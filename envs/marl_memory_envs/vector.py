@@ -8,6 +8,7 @@ at the first death.  Here each step fills one fresh NumPy array per entry, row b
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -25,6 +26,9 @@ from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, rea
 
 Frame = dict[str, np.ndarray]
 """The entries of one vector step, each ``[N, …]``."""
+
+Answer = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]
+"""What a ParallelEnv's step returns: observations, rewards, terminations, truncations, infos."""
 
 COMMON = 1e-5
 """How far apart the rewards of a team may be, relative to their size, and still count as one."""
@@ -167,7 +171,8 @@ class VectorEnv(AgentsEnv):
         else:
             frame = {key: array.copy() for key, array in self._frame.items()}
             for key, array in frame.items():
-                array[rows] = self._template[key][rows]
+                for row in rows:  # one or few: an index array costs several times as much
+                    array[row] = self._template[key][row]
         self._steps[rows] = 0
         self._cut[rows] = False
         readable = np.zeros_like(self._alive)
@@ -191,19 +196,23 @@ class VectorEnv(AgentsEnv):
         if self._frame is None:
             raise RuntimeError("step() before the first reset()")
         actions = self._actions(tensordict)
+        whole, others = self._play(rows, actions if self.task_spec.continuous else actions.tolist())
         frame = {key: array.copy() for key, array in self._template.items()}
-        readable = np.zeros_like(self._alive)
-        whole = WholeTeams()
-        for row in rows:
-            self._step_row(frame, readable, row, actions[row], whole)
         if whole.rows:
-            self._write_whole(frame, readable, whole)
-        if len(rows) < self.n_envs:
-            idle = np.setdiff1d(np.arange(self.n_envs), rows)
-            for key, array in frame.items():
-                if key not in ("reward", "discount"):
-                    array[idle] = self._frame[key][idle]
-        self._complete(frame, readable, rows)
+            self._write_whole(frame, whole)
+        if len(whole.rows) == self.n_envs:
+            self._complete(frame, None, rows)
+        else:
+            readable = np.zeros_like(self._alive)
+            readable[whole.rows] = True
+            for row, answer in others:
+                self._write_row(frame, readable, row, *answer)
+            if len(rows) < self.n_envs:
+                idle = np.setdiff1d(np.arange(self.n_envs), rows)
+                for key, array in frame.items():
+                    if key not in ("reward", "discount"):
+                        array[idle] = self._frame[key][idle]
+            self._complete(frame, readable, rows)
         limit = self.task_spec.max_episode_steps
         if limit is None or self._steps.max() < limit:
             return frame
@@ -225,34 +234,52 @@ class VectorEnv(AgentsEnv):
 
     # ---- one row -----------------------------------------------------------------------------------------------------
 
-    def _step_row(self, frame: Frame, readable: np.ndarray, row: int, actions: np.ndarray, whole: WholeTeams) -> None:
-        """Step environment ``row`` with ``actions`` ``[A]`` or ``[A, P]``; write its row of every entry.
+    def _play(self, rows: Sequence[int], actions: Any) -> tuple[WholeTeams, list[tuple[int, Answer]]]:
+        """Step environments ``rows`` with ``actions``, lists ``[N][A]`` or an array ``[N, A, P]``; sorted answers."""
+        agents, team, whole = self._agents, self._team, WholeTeams()
+        envs, all_listed, acting, one_size = self.envs, self._listed, self._acting, self._one_size
+        others: list[tuple[int, Answer]] = []
+        self._steps[slice(None) if len(rows) == self.n_envs else rows] += 1
+        for row in rows:
+            env, listed, chosen = envs[row], all_listed[row], actions[row]
+            if not listed:
+                raise RuntimeError(f"environment {row} is done: reset it before stepping it again")
+            if one_size and listed == team:
+                sent = dict(zip(listed, chosen, strict=True))
+            elif self.task_spec.continuous:
+                sent = {name: chosen[(agent := agents[name]).index, : agent.action_size] for name in listed}
+            else:
+                sent = {name: chosen[agents[name].index] for name in listed}
+            answer = env.step(sent)
+            observations, rewards, terminations, truncations, infos = answer
+            if (
+                acting[row] == team
+                and not (True in terminations.values() or True in truncations.values())
+                and len(observations) == len(team)
+                and not (any(infos.values()) and any(map(_speaks, infos.values())))
+                and not self._dict_observations
+                and env.agents == team
+            ):
+                whole.rows.append(row)
+                whole.observations.extend(map(observations.__getitem__, team))
+                whole.rewards.extend(map(rewards.__getitem__, team))
+            else:
+                others.append((row, answer))
+        return whole, others
 
-        The row of a whole team that goes on acting is left to ``whole``, to be written with the others.
-        """
-        env, listed, agents = self.envs[row], self._listed[row], self._agents
-        if not listed:
-            raise RuntimeError(f"environment {row} is done: reset it before stepping it again")
-        if self._one_size and listed == self._team:
-            sent = dict(zip(listed, actions, strict=True))
-        elif self.task_spec.continuous:
-            sent = {name: actions[(agent := agents[name]).index, : agent.action_size] for name in listed}
-        else:
-            sent = {name: actions[agents[name].index] for name in listed}
-        observations, rewards, terminations, truncations, infos = env.step(sent)
-        self._steps[row] += 1
-        if (
-            self._acting[row] == self._team
-            and not (any(terminations.values()) or any(truncations.values()))
-            and len(observations) == len(self._team)
-            and not any(infos.values())
-            and not self._dict_observations
-            and env.agents == self._team
-        ):
-            whole.rows.append(row)
-            whole.observations.extend(map(observations.__getitem__, self._team))
-            whole.rewards.extend(map(rewards.__getitem__, self._team))
-            return
+    def _write_row(
+        self,
+        frame: Frame,
+        readable: np.ndarray,
+        row: int,
+        observations: Mapping[str, Any],
+        rewards: Mapping[str, Any],
+        terminations: Mapping[str, Any],
+        truncations: Mapping[str, Any],
+        infos: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Write row ``row`` of every entry from an environment's answer to a step."""
+        env, listed = self.envs[row], self._listed[row]
         self._read_rewards(frame["reward"][row], row, rewards)
         present, cut = env.agents, ()
         if present != listed or any(terminations.values()) or any(truncations.values()):
@@ -272,7 +299,7 @@ class VectorEnv(AgentsEnv):
             if self._success_key is not None:
                 frame["success"][row] = self._read_success(row, infos, listed, self._success_key)
 
-    def _write_whole(self, frame: Frame, readable: np.ndarray, whole: WholeTeams) -> None:
+    def _write_whole(self, frame: Frame, whole: WholeTeams) -> None:
         """Write the rows in which every agent acted and goes on acting."""
         rows: Any = slice(None) if len(whole.rows) == self.n_envs else whole.rows
         count, spec = len(whole.rows), self.task_spec
@@ -295,7 +322,6 @@ class VectorEnv(AgentsEnv):
             rewards = rewards[:, :1]
         frame["reward"][rows] = rewards[..., None]
         frame["alive"][rows] = True
-        readable[rows] = True
 
     def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
         """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
@@ -440,7 +466,7 @@ class VectorEnv(AgentsEnv):
     def _actions(self, tensordict: TensorDictBase) -> np.ndarray:
         """The actions to send, ``[N, A]`` or ``[N, A, P]``: a copy, which an environment may keep or change."""
         spec = self.task_spec
-        given = tensordict.get(spec.keys.action).detach().numpy()
+        given = tensordict.get(spec.keys.action).numpy(force=True)
         expected = (*self._alive.shape, spec.action_size) if spec.continuous else self._alive.shape
         if given.shape != expected:
             raise ValueError(f"{spec.keys.action} has shape {given.shape}; {spec.name} takes {expected}")
@@ -456,10 +482,13 @@ class VectorEnv(AgentsEnv):
             )
         return np.where(self._alive, given + self._noop, self._noop)
 
-    def _complete(self, frame: Frame, readable: np.ndarray, rows: Sequence[int]) -> None:
-        """Fill what all rows have in common, check that everything is finite, and keep the frame."""
+    def _complete(self, frame: Frame, readable: np.ndarray | None, rows: Sequence[int]) -> None:
+        """Fill what all rows have in common, check that everything is finite, and keep the frame.
+
+        ``readable`` ``[N, A]`` says which masks hold; None: everybody is alive, and masks stay as they were.
+        """
         spec = self.task_spec
-        if not spec.continuous and not readable.all():
+        if readable is not None and not spec.continuous and not readable.all():
             stepped = np.zeros(self.n_envs, dtype=bool)
             stepped[list(rows)] = True
             mute = ~readable & stepped[:, None]
@@ -468,15 +497,18 @@ class VectorEnv(AgentsEnv):
             for row in rows:
                 frame["state"][row] = self.envs[row].state()
         else:
-            frame["state"][:] = frame["observation"].reshape(self.n_envs, -1)
+            frame["state"] = frame["observation"].reshape(self.n_envs, -1).copy()
         checked = ("observation", "reward", "state") if spec.own_state else ("observation", "reward")
-        if not np.isfinite(sum(float(frame[key].sum()) for key in checked)):  # or a sum of finite numbers overflowed
+        # The fastest sum that no infinite number leaves finite; that of finite ones can overflow.
+        if not math.isfinite(sum(np.vdot(frame[key], frame[key]) for key in checked)):
             for key in checked:
                 if not np.isfinite(frame[key]).all():
                     self._report_not_finite(key, frame[key])
+        # An `EnvBase` is a module, whose attributes are slow to set: only what changes is set.
         self._frame = frame
-        self._alive = frame["alive"].copy()
-        self._all_alive = bool(self._alive.all())
+        if readable is not None or not self._all_alive:
+            self._alive = frame["alive"].copy()
+            self._all_alive = bool(self._alive.all())
 
     def _report_not_finite(self, key: str, array: np.ndarray) -> None:
         position = np.argwhere(~np.isfinite(array))[0]
@@ -494,6 +526,11 @@ class VectorEnv(AgentsEnv):
 
     def _where(self, row: int) -> str:
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"
+
+
+def _speaks(info: Mapping[str, Any]) -> bool:
+    """Whether an agent's info says something that is written: its life or its mask."""
+    return "alive" in info or "action_mask" in info
 
 
 def _spaces_of(env: ParallelEnv[str, Any, Any], agent: str) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ class MaskedCategorical:
 
     def __init__(self, logits: Tensor, mask: Tensor) -> None:
         self.mask = mask
-        self.logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+        self.logits = torch.where(mask, logits, torch.finfo(logits.dtype).min)
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -36,13 +36,13 @@ class MaskedCategorical:
 
         By inversion: the first action whose cumulated weight exceeds u times their sum.
         """
-        shifted = self.logits - self.logits.amax(-1, keepdim=True)
-        cumulated = shifted.exp().cumsum(-1)
+        probs = torch.softmax(self.logits, -1)
+        cumulated = probs.cumsum(-1)
         total = cumulated[..., -1:]
         # u is a multiple of 2^-24 (float64: 2^-53) below 1, so that u times the sum rounds to less than the sum.
         u = torch.rand(total.shape, generator=generator, dtype=total.dtype)
         action = (cumulated <= u * total).sum(-1, keepdim=True)
-        return action.squeeze(-1), (shifted.gather(-1, action) - total.log()).squeeze(-1)
+        return action.squeeze(-1), probs.gather(-1, action).log().squeeze(-1)
 
     @property
     def mode(self) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from marl_memory.spec import TaskSpec
 
+TOGETHER = 16
+"""Steps that are stored in one go: more cost memory and leave the cache, fewer cost calls."""
+
 
 class TaskEnv(Protocol):
     """What training asks of a vector of N environments (a TorchRL `EnvBase` with our keys has it all)."""
@@ -30,7 +33,10 @@ class TaskEnv(Protocol):
         ...
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """Step all, reset the ended; the step with ``"next"``, and the observations to act on."""
+        """Step all, reset the ended; the step with ``"next"``, and the observations to act on.
+
+        The tensors are new ones at every step: they are stored some steps later.
+        """
         ...
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -153,7 +159,7 @@ class Collector:
 
     def collect(self) -> tuple[TensorDictBase, Episodes]:
         """T vector steps of all N environments; the batch, and the episodes that ended."""
-        self.env_seconds = 0.0
+        self.env_seconds, waiting = 0.0, []
         for t in range(self.steps):
             td = self.policy(self.current)
             self.act(td)
@@ -162,11 +168,10 @@ class Collector:
             self.env_seconds += time.perf_counter() - started
             if self.batch is None:
                 self._allocate(td)
-            stepped: list[Tensor] = []
-            for parent, names in self.leaves:
-                node = td.get(parent) if parent else td
-                stepped += map(node.get, names)
-            torch._foreach_copy_(self.rows[t], stepped)  # pyright: ignore[reportPrivateImportUsage]
+            waiting.append(self._leaves_of(td))
+            if len(waiting) == TOGETHER or t == self.steps - 1:
+                self._store(waiting, t + 1)
+                waiting.clear()
         assert self.batch is not None
         k = self.env.task_spec.keys
         success = self.batch.get(("next", k.success), None)
@@ -193,8 +198,20 @@ class Collector:
             *parent, name = (key,) if isinstance(key, str) else key
             by_parent.setdefault(tuple(parent), []).append(name)
         self.leaves = list(by_parent.items())
-        columns = [batch.get((*parent, name)).unbind(0) for parent, names in self.leaves for name in names]
-        self.rows = [list(row) for row in zip(*columns, strict=True)]
+        self.columns = [batch.get((*parent, name)) for parent, names in self.leaves for name in names]
+
+    def _leaves_of(self, td: TensorDictBase) -> list[Tensor]:
+        """The tensors of one step, in the order of ``columns``."""
+        found: list[Tensor] = []
+        for parent, names in self.leaves:
+            node = dict((td.get(parent) if parent else td).items())  # a tenth of looking up name by name
+            found += map(node.__getitem__, names)
+        return found
+
+    def _store(self, steps: list[list[Tensor]], end: int) -> None:
+        """Write the latest ``steps``, the last of which is step ``end`` − 1, into the batch."""
+        for column, rows in zip(self.columns, zip(*steps, strict=True), strict=True):
+            torch.stack(rows, out=column[end - len(rows) : end])
 
     def reset(self, seed: int) -> None:
         """Start every environment anew; running episodes are cut."""

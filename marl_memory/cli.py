@@ -1,4 +1,4 @@
-"""The command line: ``marl-memory train | resume | evaluate | plot | tasks``."""
+"""The command line: ``marl-memory train | resume | evaluate | plot | tasks | doctor``."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
 
     tasks = commands.add_parser("tasks", help="list the tasks, and which can run here")
     tasks.set_defaults(action=_tasks)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, and how to get it")
+    doctor.set_defaults(action=_doctor)
     options = parser.parse_args(arguments)
     with _one_clear_error():
         options.action(options)
@@ -166,6 +169,15 @@ def _tasks(options: argparse.Namespace) -> None:
     for task in list_tasks(config_dir() / "env"):
         extra = f"[{task.extra}]" if task.extra else ""
         print(f"{task.name:<36}{extra:<12}{task.hint}")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from marl_memory.doctor import examine, report
+
+    sections = examine(Path.cwd())
+    print(report(sections))
+    if not all(row.there for row in sections["core"]):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

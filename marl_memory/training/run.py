@@ -428,7 +428,7 @@ def _session() -> dict[str, Any]:
     """What this process's numbers depend on."""
     return {
         "command": sys.argv,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -479,7 +479,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the library's own checkout, with ``-dirty`` where it was changed; None if it is installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed inside somebody else's repository, it is not part of that one

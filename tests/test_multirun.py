@@ -157,9 +157,14 @@ def test_a_launcher_that_is_missing_is_named() -> None:
     assert missing("hydra/launcher/jobs") == "hydra/launcher=jobs does not exist; known are basic and joblib"
 
 
-@pytest.mark.parametrize("launcher", [(), SIDE_BY_SIDE], ids=["basic", "joblib"])
-def test_ctrl_c_ends_the_sweep_and_loses_nothing(launcher: tuple[str, ...], folder: Path) -> None:
-    name = f"stopped{len(launcher)}"
+@pytest.mark.parametrize(
+    ("launcher", "to_all"),
+    [((), True), (SIDE_BY_SIDE, True), (SIDE_BY_SIDE, False)],
+    ids=["basic", "joblib", "SIGTERM"],
+)
+def test_a_signal_ends_the_sweep_and_loses_nothing(launcher: tuple[str, ...], to_all: bool, folder: Path) -> None:
+    """Ctrl-C goes to all processes of the terminal's group; ``kill`` only to the one that was started."""
+    name = f"stopped{len(launcher)}{to_all}"
     words = (
         *OWN,
         "training.total_frames=100_000_000",
@@ -178,7 +183,10 @@ def test_ctrl_c_ends_the_sweep_and_loses_nothing(launcher: tuple[str, ...], fold
         ):
             assert sweep.poll() is None and time.monotonic() < until
             time.sleep(0.2)
-        os.killpg(sweep.pid, signal.SIGINT)
+        if to_all:
+            os.killpg(sweep.pid, signal.SIGINT)
+        else:
+            os.kill(sweep.pid, signal.SIGTERM)
         said = sweep.communicate(timeout=100)[1]
     finally:
         if sweep.poll() is None:

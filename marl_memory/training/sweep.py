@@ -2,7 +2,7 @@
 
 Hydra's sweeper makes the jobs and its launcher runs them, one after the other in this process (``basic``) or side by
 side in others (``joblib``).  Here is what it leaves open: all jobs are checked before the first one starts, one that
-fails is named and the others go on, and Ctrl-C ends the sweep and not only a job.
+fails is named and the others go on, and Ctrl-C or SIGTERM ends the sweep and not only a job.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def sweeping(words: Sequence[str]) -> Iterator[list[str]]:
         yield list(words)
         return
     names = check_jobs(words)
-    with TemporaryDirectory(prefix="marl-memory-sweep-") as folder, _stopped_by_ctrl_c(Path(folder)):
+    with TemporaryDirectory(prefix="marl-memory-sweep-") as folder, _stopped_by_signals(Path(folder)):
         for number, name in enumerate(names):
             (Path(folder) / f"name_{number}").write_text(name)
         os.environ[SWEEP] = folder
@@ -152,6 +152,8 @@ def as_job(train: Callable[[], None]) -> None:
     sys.argv = ["marl-memory train", *hydra.overrides.task]  # for run.json: in another process, that one's are there
     # Where others print at the same time, each line says whose it is.
     alone = hydra.runtime.choices["hydra/launcher"] == "basic"
+    running = notes / f"running_{number}"
+    running.write_text(str(os.getpid()))
     try:
         with nullcontext() if alone else redirect_stdout(Prefixed(sys.stdout, f"[job {number}] ")):
             print(name, flush=True)
@@ -162,6 +164,8 @@ def as_job(train: Callable[[], None]) -> None:
         said = error.code if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
         print(f"{name} failed: {str(said).removeprefix('marl-memory: ')}", file=sys.stderr, flush=True)
         (notes / f"failed_{number}").touch()
+    finally:
+        running.unlink()
 
 
 class Prefixed(io.TextIOBase):
@@ -182,15 +186,22 @@ class Prefixed(io.TextIOBase):
 
 
 @contextmanager
-def _stopped_by_ctrl_c(folder: Path) -> Iterator[None]:
-    """Ctrl-C lets no further job start; those that run save and leave by themselves.  A second one leaves at once."""
+def _stopped_by_signals(folder: Path) -> Iterator[None]:
+    """Ctrl-C or SIGTERM lets no further job start; those that run save and leave.  A second one leaves at once.
+
+    The terminal sends Ctrl-C to every process of the sweep; SIGTERM, which only this one gets, is passed on.
+    """
 
     def handle(number: int, frame: Any) -> None:
         (folder / STOPPED).touch()
-        signal.signal(number, previous)
+        signal.signal(number, previous[number])
+        if number == signal.SIGTERM:
+            for process in {int(note.read_text()) for note in folder.glob("running_*")} - {os.getpid()}:
+                os.kill(process, number)
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {int(number): signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

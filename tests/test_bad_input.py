@@ -465,7 +465,7 @@ WEIGHT = "actor.body.layers.0.weight"
 @pytest.mark.parametrize(
     ("change", "meta", "said"),
     [
-        (lambda s: None, {"format": 99, "version": "7.0"}, "format=99 in meta.json, right is 1 for marl-memory"),
+        (lambda s: None, {"format": 99, "version": "7.0"}, "format=99 in meta.json, right is 2 for marl-memory"),
         (
             lambda s: s["algorithm"].update({WEIGHT: torch.zeros(16, 7)}),
             {"version": "7.0"},
@@ -490,12 +490,13 @@ def test_a_checkpoint_of_another_version(
         load_policy(run, checkpoint="last")
 
 
-def test_a_state_of_before_formats_were_numbered_is_read(run: Path) -> None:
+def test_a_state_of_before_formats_were_numbered_is_refused(run: Path) -> None:
     file = run / "checkpoints" / "frames_000000000064" / "meta.json"
     meta = json.loads(file.read_text())
-    assert (meta.pop("format"), meta.pop("version").split(".")[0]) == (1, "0")
+    assert (meta.pop("format"), meta.pop("version").split(".")[0]) == (2, "0")
     file.write_text(json.dumps(meta))
-    load_policy(run, checkpoint="last")
+    with pytest.raises(IncompatibleCheckpointError, match="format=1 in meta.json, right is 2"):
+        load_policy(run, checkpoint="last")
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,9 @@ class ActionValueCritic(nn.Module):
             self.input = AgentInput(spec, share_parameters=share_parameters, normalise=False)
             features = self.input.features + spec.action_size
         self.one_head = heads == 1
+        self.mine: Tensor
+        # [A, A, 1]: whose own action row i of a joint action holds
+        self.register_buffer("mine", torch.eye(spec.n_agents, dtype=torch.bool).unsqueeze(-1), persistent=False)
         self.twins = nn.ModuleList(
             body(features, heads, banks=self.banks, output_gain=1.0, generator=init_generator) for _ in range(critics)
         )
@@ -82,8 +85,7 @@ class ActionValueCritic(nn.Module):
         if not self.centralised:
             return self(td, own, critics=critics)
         a = self.n_agents
-        mine = torch.eye(a, dtype=torch.bool).unsqueeze(-1)  # [A, A, 1]: whose own action agent i's row holds
-        joint = torch.where(mine, own.unsqueeze(-3), others.unsqueeze(-3))  # [*B, A, A, P]
+        joint = torch.where(self.mine, own.unsqueeze(-3), others.unsqueeze(-3))  # [*B, A, A, P]
         state = td.get(self.keys.state).unsqueeze(-2)
         x = torch.cat([state.expand(*state.shape[:-2], a, -1), joint.flatten(-2)], dim=-1)
         values = [twin(x) for twin in self.twins[critics]]

@@ -149,7 +149,7 @@ def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
     """A plain learner with the weights, the dtype and the optimiser settings of a learner of the library's."""
     spec, layers = ours.spec, ours.actor.body.layers
     hidden, activation = [layer.bias.shape[-1] for layer in layers[:-1]], nn.ReLU
-    if ours.actor.body.activation is torch.tanh:
+    if ours.actor.body.activation is torch.tanh_:
         activation = nn.Tanh
     agents, shared = spec.n_agents, ours.critic.banks == 1 and spec.n_agents > 1
     options = {"shared": shared, "activation": activation}

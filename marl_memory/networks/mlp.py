@@ -105,9 +105,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
-        batch, rows = x.shape[:-1], x
+        batch = x.shape[:-1]
         if self.banks > 1:
             rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
+        else:
+            rows = x.reshape(-1, x.shape[-1])  # once: a linear map of more dimensions does it anew in each layer
         for i, layer in enumerate(self.layers):
             if i > 0:
                 rows = self.activation(rows)
@@ -115,4 +117,6 @@ class MLP(nn.Module):
                 rows = F.layer_norm(rows, rows.shape[-1:])
             # One bank, without the call of a module: at a few rows that costs as much as the product.
             rows = F.linear(rows, layer.weight, layer.bias) if self.banks == 1 else layer(rows)  # type: ignore[arg-type]
-        return rows if self.banks == 1 else rows.transpose(0, 1).reshape(*batch, rows.shape[-1])
+        if self.banks > 1:
+            rows = rows.transpose(0, 1)
+        return rows.reshape(*batch, rows.shape[-1])

@@ -147,9 +147,11 @@ def weights_and_biases(layer: Any) -> tuple[Tensor, Tensor]:
 
 def like(ours: Any, settings: Settings, *, fused: bool = False) -> Learner:
     """A plain learner with the weights, the dtype and the optimiser settings of a learner of the library's."""
+    from marl_memory.networks.mlp import ACTIVATIONS
+
     spec, layers = ours.spec, ours.actor.body.layers
     hidden, activation = [layer.bias.shape[-1] for layer in layers[:-1]], nn.ReLU
-    if ours.actor.body.activation is torch.tanh_:
+    if ours.actor.body.activation is ACTIVATIONS["tanh"]:
         activation = nn.Tanh
     agents, shared = spec.n_agents, ours.critic.banks == 1 and spec.n_agents > 1
     options = {"shared": shared, "activation": activation}

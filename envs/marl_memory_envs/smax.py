@@ -383,7 +383,8 @@ class SmaxVector(AgentsEnv):
         super().__init__(spec, n_envs)
         self._carry = self.simulator.blank(environment_seeds(seed, n_envs))
         self._started = False
-        self._before: tuple[Any, np.ndarray] | None = None  # what battle 0's last step began with
+        self._drawn = False  # from the first call of `frames` on, a step keeps what it began with
+        self._before: tuple[Any, np.ndarray] | None = None
         self._action_key = spec.keys.action
         self._agents_size = torch.Size((n_envs, spec.n_agents))
 
@@ -407,20 +408,27 @@ class SmaxVector(AgentsEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """One step of every battle: the entries of time t + 1."""
-        self._before = self._carry, self._actions(tensordict)
-        self._carry, floats, bools = self.simulator.step(*self._before)
+        actions = self._actions(tensordict)
+        if self._drawn:
+            self._before = self._carry, actions
+        self._carry, floats, bools = self.simulator.step(self._carry, actions)
         return self._entries(floats, bools, reward=True)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, in one jitted call."""
-        self._before = self._carry, self._actions(tensordict)
-        self._carry, *packed = self.simulator.step_and_reset(*self._before)
+        actions = self._actions(tensordict)
+        if self._drawn:
+            self._before = self._carry, actions
+        self._carry, *packed = self.simulator.step_and_reset(self._carry, actions)
         tensordict.set("next", self._entries(*packed[:2], reward=True))
         return tensordict, self._entries(*packed[2:], reward=False)
 
     def frames(self) -> list[np.ndarray]:
-        """Pictures of battle 0, ``[480, 480, 3]`` uint8: the 8 ticks of its last step, or its state at the start."""
+        """Pictures of battle 0, ``[480, 480, 3]`` uint8: the 8 ticks of its last step; its state at the start, and
+        at the first call.
+        """
         game, agents = self.simulator.game, self.task_spec.agents
+        self._drawn = True
         if self._before is None:
             return [picture(game, self.simulator.one(self._carry)[1].state)]
         carry, actions = self._before

@@ -190,9 +190,10 @@ class VectorEnv(AgentsEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step all environments, or those that TorchRL's mask ``_step`` ``[N, 1]`` names."""
-        return self._tensordict(self._advance(tensordict, self._rows(tensordict, "_step")), reward=True)
+        return self._tensordict(self._advance(tensordict, self._rows(tensordict, "_step"))[0], reward=True)
 
-    def _advance(self, tensordict: TensorDictBase, rows: Sequence[int]) -> Frame:
+    def _advance(self, tensordict: TensorDictBase, rows: Sequence[int]) -> tuple[Frame, bool]:
+        """The entries after a step of environments ``rows``, and whether any row is done."""
         if self._frame is None:
             raise RuntimeError("step() before the first reset()")
         actions = self._actions(tensordict)
@@ -215,20 +216,20 @@ class VectorEnv(AgentsEnv):
             self._complete(frame, readable, rows)
         limit = self.task_spec.max_episode_steps
         if limit is None or self._steps.max() < limit:
-            return frame
+            return frame, len(whole.rows) < self.n_envs and bool(frame["done"].any())
         if (late := (self._steps >= limit) & ~frame["done"][:, 0]).any():
             raise ValueError(
                 f"environment {int(late.argmax())} of {self.task_spec.name} goes on after max_episode_steps={limit}: "
                 "the environment must truncate there itself, or the limit is another"
             )
-        return frame
+        return frame, True
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, with the second TensorDict made of the tensors of the first."""
-        frame = self._advance(tensordict, self._rows(tensordict, "_step"))
+        frame, ended = self._advance(tensordict, self._rows(tensordict, "_step"))
         tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
         tensordict.set("next", self._entries(tensors, reward=True))
-        if frame["done"].any():
+        if ended:
             return tensordict, self._reset(assemble({"_reset": tensors["done"]}, self.batch_size))
         return tensordict, self._entries(tensors, reward=False)
 
@@ -508,8 +509,7 @@ class VectorEnv(AgentsEnv):
             for key in checked:
                 if not np.isfinite(frame[key]).all():
                     self._report_not_finite(key, frame[key])
-        # An `EnvBase` is a module, whose attributes are slow to set: only what changes is set.
-        self._frame = frame
+        object.__setattr__(self, "_frame", frame)  # a module's own way of setting attributes is slow
         if readable is not None or not self._all_alive:
             self._alive = frame["alive"].copy()
             self._all_alive = bool(self._alive.all())

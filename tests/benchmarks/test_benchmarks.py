@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as table
-from benchmarks import collection, end_to_end, update
+from benchmarks import collection, spread, update
 from benchmarks import plain_mappo as plain
 from benchmarks.measure import Row, ratio, turns
 from marl_memory.functional.returns import gae
@@ -61,8 +61,8 @@ def test_the_raw_loop_steps_the_same_environments() -> None:
 
 def test_simple_spread_is_trained_with_the_same_settings(tmp_path: Path) -> None:
     pytest.importorskip("mpe2", reason='needs the extra "mpe"')
-    trainer = end_to_end.spread_trainer(tmp_path, 0)
-    beside = end_to_end.PlainSpread(trainer.algorithm, 0)  # type: ignore[arg-type]
+    trainer = spread.mappo_trainer(tmp_path, 0)
+    beside = spread.PlainMAPPO(trainer.algorithm, 0)  # type: ignore[arg-type]
     assert settings_of(trainer.algorithm.optimiser) == settings_of(beside.learner.optimiser)  # type: ignore[attr-defined]
     td = trainer.collector.current
     observation, state = td["agents", "observation"], td["state"]

@@ -9,6 +9,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What room is made for under ``learn``.
+
+    Args:
+        shape: behind the batch's dimensions.
+        dtype: None: the reward's.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+
+    def zeros(self, batch: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Room for a batch ``[*B]``; ``dtype`` is the reward's."""
+        return torch.zeros(*batch, *self.shape, dtype=self.dtype or dtype)
+
+
+Entries = dict[tuple[str, ...], Entry]
+"""By key."""
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -46,7 +69,9 @@ class Keys:
     the critic network gave, in its own units), ``value`` and ``next_value`` (``[*B, A, C]``, in units of
     ``learn_reward``), ``advantage`` (``[*B, A, 1]``), ``value_target`` (``[*B, A, C]``), ``under_weight``
     (``[*B, A, 1]``, weight of the squared error where a value lies under its target; 1 is the plain square), and
-    ``action_gradient`` (``[*B, A, P]``, ∂Q/∂a in units of `ActionVector`).
+    ``action_gradient`` (``[*B, A, P]``, ∂Q/∂a in units of `ActionVector`).  And, where a memory asks for them,
+    ``td_error`` (``[*B, A, C']``, target − value of the first C' critics) and ``policy_action`` (``[*B, A, P]``, what
+    the policy does at the observation, in units of `ActionVector`; probabilities where actions are discrete).
 
     Written by the replay: ``row`` (``[*B]`` int64, the number of the row since the run began; never used twice).
     """
@@ -76,6 +101,9 @@ class Keys:
     value_target: tuple[str, ...] = field(init=False, default=("learn", "value_target"))
     under_weight: tuple[str, ...] = field(init=False, default=("learn", "under_weight"))
     action_gradient: tuple[str, ...] = field(init=False, default=("learn", "action_gradient"))
+
+    td_error: tuple[str, ...] = field(init=False, default=("learn", "td_error"))
+    policy_action: tuple[str, ...] = field(init=False, default=("learn", "policy_action"))
 
     row: str = field(init=False, default="row")
 

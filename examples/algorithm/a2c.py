@@ -8,6 +8,7 @@ from torch import Generator
 
 from marl_memory.algorithms.algorithm import OnPolicyAlgorithm, derive_seed, load_optimiser_state, optimiser_state
 from marl_memory.functional.returns import gae, masked_mean
+from marl_memory.keys import Entry
 from marl_memory.networks.actor import Actor
 from marl_memory.networks.critic import Critic
 
@@ -43,7 +44,7 @@ class A2C(OnPolicyAlgorithm):
     @property
     def learn_entries(self):
         k = self.keys
-        return dict.fromkeys((k.learn_reward, k.advantage, k.value_target), (self.spec.n_agents, 1))
+        return dict.fromkeys((k.learn_reward, k.advantage, k.value_target), Entry((self.spec.n_agents, 1)))
 
     def check_batch(self, rows):
         """Any batch will do."""

@@ -13,6 +13,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
 from marl_memory.algorithms.exploration import Explorer
+from marl_memory.keys import Entries
 from marl_memory.networks.actor import Actor
 from marl_memory.networks.deterministic import DeterministicActor
 from marl_memory.spec import TaskSpec
@@ -40,7 +41,7 @@ class Algorithm(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+    def learn_entries(self) -> Entries:
         """The ``learn`` entries this learner writes, with the shape that follows the batch dimensions."""
 
     @abstractmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from marl_memory.algorithms.algorithm import (
 )
 from marl_memory.algorithms.exploration import Explorer, Kind
 from marl_memory.functional.returns import mean_over_living, team_value
+from marl_memory.keys import Entries, Entry
 from marl_memory.networks.action_value import ActionValueCritic
 from marl_memory.networks.actor import Body
 from marl_memory.networks.deterministic import DeterministicActor
@@ -137,14 +137,14 @@ class DeterministicHost(OffPolicyAlgorithm):
         )
 
     @property
-    def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+    def learn_entries(self) -> Entries:
         """``learn_reward``, ``under_weight`` ``[A, 1]``, ``value_target`` ``[A, C]``, ``action_gradient`` ``[A, P]``"""
         k, a = self.keys, self.spec.n_agents
         return {
-            k.learn_reward: (a, 1),
-            k.value_target: (a, len(self.critic.twins)),
-            k.under_weight: (a, 1),
-            k.action_gradient: (a, self.spec.action_size),
+            k.learn_reward: Entry((a, 1)),
+            k.value_target: Entry((a, len(self.critic.twins))),
+            k.under_weight: Entry((a, 1)),
+            k.action_gradient: Entry((a, self.spec.action_size)),
         }
 
     @property
@@ -186,6 +186,8 @@ class DeterministicHost(OffPolicyAlgorithm):
         k, alive = self.keys, rows.get(self.keys.alive)
         value = self.critic(rows, self.actor.vectors.encode(rows.get(k.action)))
         error = torch.where(alive.unsqueeze(-1), value - rows.get(k.value_target), 0.0)
+        if (asked := rows.get(k.td_error, None)) is not None:
+            torch.neg(error.detach()[..., : asked.shape[-1]], out=asked)
         weight = torch.where(error < 0, rows.get(k.under_weight), 1.0)
         loss = mean_over_living(weight * error.square(), alive, apart=self.critic.banks > 1)
         norm = self._descend(loss, self.critic, self.critic_optimiser, "critic")
@@ -195,7 +197,9 @@ class DeterministicHost(OffPolicyAlgorithm):
     def compute_action_gradient(self, rows: TensorDictBase) -> None:
         """Write $g_i$ at a present choice of the actors (discrete: a straight-through sample)."""
         k, first = self.keys, slice(0, 1)
-        self._chosen = self.actor.relaxed(rows, self.generator)
+        self._chosen, output = self.actor.relaxed(rows, self.generator)
+        if (asked := rows.get(k.policy_action, None)) is not None:
+            asked.copy_(output.detach() if self.spec.continuous else output.detach().softmax(-1))
         chosen = self._chosen.detach().requires_grad_()
         if self.actor_gradient == "own" and self.critic.centralised:
             others = self.actor.vectors.encode(rows.get(k.action))

@@ -12,7 +12,7 @@ With one agent the three are one computation; PPO on a team is independent learn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from marl_memory.algorithms.algorithm import OnPolicyAlgorithm, derive_seed, load_optimiser_state, optimiser_state
 from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
+from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.critic import Critic
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
@@ -134,11 +135,11 @@ class PPO(OnPolicyAlgorithm):
         self.optimiser = torch.optim.Adam(self.parameters(), lr=lr, eps=adam_eps, fused=True)
 
     @property
-    def learn_entries(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+    def learn_entries(self) -> Entries:
         """``learn_reward``, values, ``advantage`` and ``value_target``: ``[A, 1]`` each."""
         k = self.keys
         entries = (k.learn_reward, k.value_output, k.value, k.next_value, k.advantage, k.value_target)
-        return dict.fromkeys(entries, (self.spec.n_agents, 1))
+        return dict.fromkeys(entries, Entry((self.spec.n_agents, 1)))
 
     def check_batch(self, rows: int) -> None:
         """Every minibatch needs a row."""

@@ -6,10 +6,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor
+
+from marl_memory.keys import Entries
 
 
 class Stage(Enum):
@@ -28,13 +31,46 @@ class MemoryOperator(TensorDictModuleBase):
 
     ``forward`` recalls: it reads ``in_keys``, sets only ``out_keys`` and changes nothing, so that evaluation can not
     change a run.  ``write`` remembers: it reads ``write_keys`` and changes only the operator.  Everything an operator
-    knows is a registered buffer whose shape is fixed at construction.  An empty memory leaves learning exactly
-    unchanged.
+    knows is a registered buffer whose shape is fixed at construction.  An empty memory, and one of strength 0, leave
+    learning exactly unchanged.
+
+    Args:
+        strength: how much memory acts, in [0, 1]; what it multiplies, each operator says.
+        strength_final: what it changes to, linearly in a run's frames; None: it stays.
+
+    Raises:
+        ValueError: for a strength out of range.
     """
 
     stage: ClassVar[Stage]
     writes_on: ClassVar[Literal["collection", "update"]]
-    write_keys: list[tuple[str, ...]]
+    in_keys: list[Any]
+    out_keys: list[Any]
+    write_keys: list[Any]
+
+    def __init__(self, *, strength: float = 1.0, strength_final: float | None = None) -> None:
+        super().__init__()
+        for name, value in (("strength", strength), ("strength_final", strength_final)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} must lie in [0, 1]")
+        self.strength_first = strength
+        self.strength_final = strength if strength_final is None else strength_final
+        self.strength = strength
+        """Now."""
+
+    @property
+    def entries(self) -> Entries:
+        """What ``forward`` and ``write`` need room for in a TensorDict that takes no new keys."""
+        return {}
+
+    def set_progress(self, frames: int, progress: float) -> None:
+        """Follow the schedules.
+
+        Args:
+            frames: environment steps of the run so far, by which rows age.
+            progress: the share of the run that is over.
+        """
+        self.strength = self.strength_first + (self.strength_final - self.strength_first) * min(progress, 1.0)
 
     @abstractmethod
     def write(self, td: TensorDictBase) -> None:
@@ -48,6 +84,23 @@ class MemoryOperator(TensorDictModuleBase):
     def __len__(self) -> int:
         """Rows held now."""
 
+    def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
+        """What the last ``forward`` on ``td`` did: rows used, neighbours found, effective strength, and more."""
+        return {}
+
+    @property
+    def bytes(self) -> int:
+        """Of everything it knows; constant."""
+        return sum(x.numel() * x.element_size() for x in (*self.buffers(), *self.parameters()))
+
+
+def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
+    """Set an entry, in the room that was made for it where ``td`` takes no new keys."""
+    if (room := td.get(key, None)) is None:
+        td.set(key, value)
+    else:
+        room.copy_(value)
+
 
 class Memory:
     """The operators of one run, in the order of ``memory=[a, b]``; without operators every call does nothing."""
@@ -56,6 +109,25 @@ class Memory:
         self.operators = dict(operators)
         self.timed: Callable[[], AbstractContextManager[None]] = nullcontext
         """Every call of an operator runs in such a context; a trainer puts its clock here."""
+
+    @property
+    def entries(self) -> Entries:
+        """What the operators need room for."""
+        return {key: entry for operator in self.operators.values() for key, entry in operator.entries.items()}
+
+    def set_progress(self, frames: int, progress: float) -> None:
+        """See `MemoryOperator.set_progress`."""
+        for operator in self.operators.values():
+            operator.set_progress(frames, progress)
+
+    def metrics(self, stage: Stage, td: TensorDictBase) -> dict[str, Tensor]:
+        """What the operators of ``stage`` did to ``td``, as ``memory/NAME/…``."""
+        return {
+            f"memory/{name}/{key}": value
+            for name, operator in self.operators.items()
+            if operator.stage is stage
+            for key, value in operator.metrics(td).items()
+        }
 
     def act(self, stage: Stage, td: TensorDictBase) -> None:
         """Let every operator of ``stage`` act on ``td``, one after the other."""

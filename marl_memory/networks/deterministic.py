@@ -101,15 +101,15 @@ class DeterministicActor(TensorDictModuleBase):
             return self.vectors.without_padding(torch.tanh(raw))
         return torch.where(td.get(self.keys.action_mask), raw, torch.finfo(raw.dtype).min)
 
-    def relaxed(self, td: TensorDictBase, generator: Generator) -> Tensor:
-        """Action vectors ``[*B, A, P]`` that gradients pass through.
+    def relaxed(self, td: TensorDictBase, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Action vectors ``[*B, A, P]`` that gradients pass through, and `output`, from which they come.
 
         Continuous: `output` itself, nothing is drawn.  Discrete: a straight-through Gumbel-softmax sample.
         """
         output = self.output(td)
         if self.spec.continuous:
-            return output
-        return straight_through_gumbel(output, uniform(output, generator), temperature=self.temperature)
+            return output, output
+        return straight_through_gumbel(output, uniform(output, generator), temperature=self.temperature), output
 
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:

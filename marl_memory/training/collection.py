@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from marl_memory.keys import Entries
 from marl_memory.spec import TaskSpec
 from marl_memory.training.clock import Clock
 
@@ -145,7 +146,7 @@ class Collector:
         policy: sets the action of a TensorDict ``[N]``.
         act: what memory does to the policy's choice before the environment sees it (the ACT stage).
         steps: T, vector steps per batch.
-        learn_entries: the learner's entries and their shapes after the batch dimensions.
+        learn_entries: the learner's entries and their shapes behind the batch dimensions.
         seed: of the environments.
         clock: books the time of the environments apart from the policy's and the storing; None for one of its own.
         ended: told after each step whose episode ended, ``[N, 1]`` bool.
@@ -158,7 +159,7 @@ class Collector:
         act: Callable[[TensorDictBase], None],
         *,
         steps: int,
-        learn_entries: Mapping[tuple[str, ...], tuple[int, ...]],
+        learn_entries: Entries,
         seed: int,
         clock: Clock | None = None,
         ended: Callable[[Tensor], None] | None = None,
@@ -208,8 +209,8 @@ class Collector:
             leaf = td.get(key)
             batch.set(key, torch.zeros(*shape, *leaf.shape[1:], dtype=leaf.dtype))
         leaves = list(batch.keys(include_nested=True, leaves_only=True))
-        for key, tail in self.learn_entries.items():
-            batch.set(key, torch.zeros(*shape, *tail))
+        for key, entry in self.learn_entries.items():
+            batch.set(key, entry.zeros(shape, torch.float32))
         self.batch = batch.lock_()
         # By parent: looking up one name costs a fraction of looking up a path.
         by_parent: dict[tuple[str, ...], list[str]] = {}

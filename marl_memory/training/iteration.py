@@ -52,7 +52,7 @@ class OnPolicyIteration:
             algorithm.actor,
             lambda td: memory.act(Stage.ACT, td),
             steps=steps,
-            learn_entries=algorithm.learn_entries,
+            learn_entries=algorithm.learn_entries | memory.entries,
             seed=derive_seed(seed, "env", 0),
             clock=clock,
         )
@@ -142,7 +142,7 @@ class OffPolicyIteration:
             n_envs=env.n_envs,
             batch_size=settings.batch_size,
             entries=algorithm.replay_keys,
-            learn_entries=algorithm.learn_entries,
+            learn_entries=algorithm.learn_entries | memory.entries,
             keys=env.task_spec.keys,
             seed=derive_seed(seed, "replay"),
             folder=folder if settings.storage == "memmap" else None,
@@ -175,9 +175,9 @@ class OffPolicyIteration:
         if algorithm.actor_is_due:
             algorithm.compute_action_gradient(rows)
             memory.act(Stage.GRADIENT, rows)
-            report |= algorithm.update_actor(rows)
+            report |= algorithm.update_actor(rows) | memory.metrics(Stage.GRADIENT, rows)
             algorithm.update_targets()
-        memory.write("update", rows)
+            memory.write("update", rows)
         return report
 
     @property

@@ -11,7 +11,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Generator, Tensor
 
-from marl_memory.keys import Keys
+from marl_memory.keys import Entries, Keys
 
 
 class ReplayRing:
@@ -26,7 +26,7 @@ class ReplayRing:
         n_envs: N.
         batch_size: rows of a draw, B.
         entries: what is kept of a collected batch, by key.
-        learn_entries: the learner's entries and their shapes after ``[B]``.
+        learn_entries: the learner's entries and their shapes behind ``[B]``.
         seed: of the draws.
         folder: where the entries lie as memory-mapped files; None keeps them in RAM.
 
@@ -41,7 +41,7 @@ class ReplayRing:
         n_envs: int,
         batch_size: int,
         entries: Sequence[NestedKey],
-        learn_entries: Mapping[tuple[str, ...], tuple[int, ...]],
+        learn_entries: Entries,
         keys: Keys,
         seed: int,
         folder: Path | None = None,
@@ -149,8 +149,8 @@ class ReplayRing:
             drawn.set(key, torch.zeros(self.batch_size, *x.shape[2:], dtype=x.dtype))
         drawn.set(self.keys.row, torch.zeros(self.batch_size, dtype=torch.int64))
         dtype = examples[("next", *self.keys.reward)].dtype
-        for key, tail in self.learn_entries.items():
-            drawn.set(key, torch.zeros(self.batch_size, *tail, dtype=dtype))
+        for key, entry in self.learn_entries.items():
+            drawn.set(key, entry.zeros((self.batch_size,), dtype))
         self.drawn = drawn.lock_()
         self.outs = [drawn.get(key) for key in self.entries]
 

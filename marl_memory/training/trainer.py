@@ -136,6 +136,7 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One iteration; the way of the data itself is in `OnPolicyIteration` and `OffPolicyIteration`."""
         self.algorithm.set_progress(self.frames / self.schedule.total_frames)
+        self.memory.set_progress(self.frames, self.frames / self.schedule.total_frames)
         report = self.iterate()
         metrics = report.metrics | self._checked_means(report.metrics, report.losses)
         self.frames += self.frames_per_iteration

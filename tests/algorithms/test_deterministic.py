@@ -73,8 +73,8 @@ def draw(host: DeterministicHost, seed: int, dtype: torch.dtype = torch.float64)
     reward = torch.randn(ROWS, a, 1, generator=g, dtype=dtype)
     rows.set(("next", *K.reward), reward[:, :1].expand(-1, a, -1).clone() if spec.common_reward else reward)
     rows.set(("next", *K.discount), (torch.rand(ROWS, a, 1, generator=g) < 0.9).to(dtype))
-    for key, tail in host.learn_entries.items():
-        rows.set(key, torch.zeros(ROWS, *tail, dtype=dtype))
+    for key, entry in host.learn_entries.items():
+        rows.set(key, entry.zeros((ROWS,), dtype))
     return rows
 
 
@@ -233,7 +233,7 @@ def test_the_explicit_gradient_is_the_policy_gradient(continuous: bool) -> None:
     explicit = torch.autograd.grad(-gain, list(host.actor.parameters()))
     host.generator.set_state(state)
     direct = torch.autograd.grad(
-        -host.critic(rows, host.actor.relaxed(rows, host.generator)).mean(), list(host.actor.parameters())
+        -host.critic(rows, host.actor.relaxed(rows, host.generator)[0]).mean(), list(host.actor.parameters())
     )
     for a, b in zip(explicit, direct, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

@@ -112,8 +112,8 @@ def synthetic(
         batch.set(K.action_mask, mask)
     algorithm.actor(batch)
     batch.get(K.log_prob).add_(0.3 * normal(a))
-    for key, tail in algorithm.learn_entries.items():
-        batch.set(key, torch.zeros(*shape, *tail, dtype=dtype))
+    for key, entry in algorithm.learn_entries.items():
+        batch.set(key, entry.zeros(shape, dtype))
     return batch
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from marl_memory.keys import Keys
+from marl_memory.keys import Entry, Keys
 from marl_memory.spec import TaskSpec
 from marl_memory.training.collection import Collector, Episodes, EpisodeTracker
 
@@ -91,7 +91,7 @@ def choose(td: TensorDictBase) -> TensorDictBase:
 
 
 def collector(env: Scripted, steps: int = 5, act: Any = lambda td: None) -> Collector:
-    return Collector(env, choose, act, steps=steps, learn_entries={K.value: (2, 1)}, seed=11)
+    return Collector(env, choose, act, steps=steps, learn_entries={K.value: Entry((2, 1))}, seed=11)
 
 
 def test_rows_are_what_the_environment_handed_out() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from marl_memory.keys import Keys
+from marl_memory.keys import Entry, Keys
 from marl_memory.training.replay import ReplayRing
 
 K = Keys()
@@ -25,7 +25,7 @@ def ring(
         n_envs=n_envs,
         batch_size=batch_size,
         entries=ENTRIES,
-        learn_entries={K.value_target: (2, 1)},
+        learn_entries={K.value_target: Entry((2, 1))},
         keys=K,
         seed=seed,
         folder=folder,

@@ -1,0 +1,134 @@
+"""Who shares a memory with whom: the one place that maps agents to banks of rows."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from marl_memory.spec import TaskSpec
+
+ScopeName = Literal["per_agent", "shared", "centralized"]
+SCOPES = ("per_agent", "shared", "centralized")
+
+
+class Scope(nn.Module):
+    """Maps entries of A agents to G banks and back.
+
+    | scope       | banks G            | key of a row        | members S | rows of a team step             |
+    |-------------|--------------------|---------------------|-----------|---------------------------------|
+    | per_agent   | A                  | own observation     | 1         | one in each bank                |
+    | shared      | 1 per kind of agent| own observation     | 1         | one for every agent of the kind |
+    | centralized | 1                  | the team's state    | A         | one, with a payload per agent   |
+
+    Agents are of one kind if their unpadded observations and actions have the same sizes.  A batch ``[*B, A]`` becomes
+    ``[G, R, S]``: R rows offered to each bank, S payloads in a row.  Where kinds are unequally large, rows of the
+    smaller ones are filled up, and not *present*.
+
+    Args:
+        name: ``per_agent``, ``shared`` or ``centralized``.
+        spec: the task.
+
+    Raises:
+        ValueError: for another name.
+    """
+
+    def __init__(self, name: str, spec: TaskSpec) -> None:
+        super().__init__()
+        if name not in SCOPES:
+            raise ValueError(f"scope={name!r} must be one of {', '.join(SCOPES)}")
+        self.name, self.n_agents, self.key_names = cast(ScopeName, name), spec.n_agents, spec.keys
+        sizes = list(zip(spec.observation_sizes, spec.action_sizes, strict=True))
+        agents = range(self.n_agents)
+        if name == "shared":
+            kinds = list(dict.fromkeys(sizes))
+            groups = [[i for i in agents if sizes[i] == kind] for kind in kinds]
+        else:
+            groups = [[i] for i in agents]
+        widest = max(len(group) for group in groups)
+        self.members: Tensor
+        self.places: Tensor
+        self.present: Tensor
+        present = [[i < len(group) for i in range(widest)] for group in groups]
+        filled = [[group[min(i, len(group) - 1)] for i in range(widest)] for group in groups]
+        flat = [agent for group in filled for agent in group]
+        self.register_buffer("members", torch.tensor(flat), persistent=False)
+        self.register_buffer("places", torch.tensor([flat.index(i) for i in agents]), persistent=False)
+        self.register_buffer("present", torch.tensor(present), persistent=False)
+        self.all_present = bool(self.present.all())
+        self.joint = name == "centralized"
+        self.features = spec.state_size if self.joint else spec.observation_size
+        """F, of a key."""
+        valid = torch.tensor(spec.observation_valid)
+        if self.joint:
+            valid = torch.ones(spec.state_size, dtype=torch.bool) if spec.own_state else valid.flatten()
+        self.valid: Tensor
+        self.register_buffer("valid", valid, persistent=False)
+        self.banks = 1 if self.joint else len(groups)
+        """G."""
+        self.payloads = self.n_agents if self.joint else 1
+        """S, payloads in a row."""
+        self.per_step = 1 if self.joint else widest
+        """Rows that a team step offers to each bank."""
+
+    def rows_per_bank(self, capacity: int, budget: str) -> int:
+        """Rows of a bank, for a budget counted in payloads of single agents.
+
+        Args:
+            capacity: C, payloads: of all banks together (``total``) or of each (``per_bank``).
+            budget: ``total`` or ``per_bank``.
+
+        Raises:
+            ValueError: for another budget, or one that gives a bank no row.
+        """
+        if budget not in ("total", "per_bank"):
+            raise ValueError(f"budget={budget!r} must be 'total' or 'per_bank'")
+        rows = capacity // (self.payloads * (self.banks if budget == "total" else 1))
+        if rows < 1:
+            raise ValueError(
+                f"capacity={capacity} with budget={budget!r} leaves no row in a bank: scope={self.name} has "
+                f"{self.banks} banks of rows with {self.payloads} payloads each"
+            )
+        return rows
+
+    def keys_of(self, td: TensorDictBase) -> Tensor:
+        """What rows are found by: own observations ``[G, R, F]``, or the state ``[1, R, F]``.
+
+        Padding and the dead have 0 there, whatever ``td`` holds.
+        """
+        alive: Tensor = td.get(self.key_names.alive)
+        if self.joint:
+            state = torch.where(alive.any(-1, keepdim=True) & self.valid, td.get(self.key_names.state), 0.0)
+            return state.reshape(1, -1, self.features)
+        own = torch.where(alive.unsqueeze(-1) & self.valid, td.get(self.key_names.observation), 0.0)
+        return self.to_banks(own).squeeze(2)
+
+    def to_banks(self, x: Tensor, trailing: int = 1) -> Tensor:
+        """``[*B, A, …] → [G, R, S, …]`` with ``trailing`` dimensions behind the agents'."""
+        tail = x.shape[x.ndim - trailing :]
+        x = x.reshape(-1, self.n_agents, *tail)
+        if self.joint:
+            return x.unsqueeze(0)
+        if self.banks == 1 and self.all_present:
+            return x.reshape(1, -1, 1, *tail)
+        x = x.index_select(1, self.members).reshape(len(x), self.banks, -1, *tail)
+        return x.transpose(0, 1).reshape(self.banks, -1, 1, *tail)
+
+    def to_agents(self, y: Tensor, batch: torch.Size) -> Tensor:
+        """The inverse of `to_banks`: ``[G, R, S, …] → [*B, A, …]``."""
+        tail = y.shape[3:]
+        if self.joint or (self.banks == 1 and self.all_present):
+            return y.reshape(*batch, self.n_agents, *tail)
+        y = y.reshape(self.banks, -1, self.per_step, *tail).transpose(0, 1)
+        y = y.reshape(-1, self.banks * self.per_step, *tail).index_select(1, self.places)
+        return y.reshape(*batch, self.n_agents, *tail)
+
+    def living(self, alive: Tensor) -> Tensor:
+        """Which payloads ``[G, R, S]`` are an agent's that lives, of ``alive`` ``[*B, A]``; filled-up rows are not."""
+        living = self.to_banks(alive, trailing=0)
+        if self.all_present:
+            return living
+        steps = living.shape[1] // self.per_step
+        return living & self.present.unsqueeze(1).expand(-1, steps, -1).reshape(self.banks, -1, 1)

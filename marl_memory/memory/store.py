@@ -1,0 +1,374 @@
+"""A bounded store of rows in banks: what an operator remembers, found again by the nearness of keys."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from marl_memory.functional.neighbours import nearest
+from marl_memory.memory.policies import Fifo, Merge, Policy, SimHash
+
+POLICIES = ("merge", "fifo", "simhash")
+
+RESERVOIR = 2048
+"""Recent keys, as they were before any merging, from which scales and bandwidths are taken."""
+
+SAMPLE = 256
+"""How many rows a median is taken over."""
+
+LEAST_SCALE = 1e-3
+"""The least standard deviation that a feature is divided by, in its own units."""
+
+LEAST_BANDWIDTH = 1e-6
+"""In scaled units: keys that coincide have distance 0, and still need a width."""
+
+
+class Neighbours(NamedTuple):
+    """What lies near R queries in each bank; where fewer than K rows can be found, the rest lie at infinity.
+
+    Args:
+        rows: ``[G, R, K]`` int64, numbers of rows in their bank.
+        squared: ``[G, R, K]``, squared distances in scaled units, ascending.
+    """
+
+    rows: Tensor
+    squared: Tensor
+
+
+class RingStore(nn.Module):
+    r"""G banks of N rows: a key, S payloads with a mass each, their second moment, an age, and a number.
+
+    Keys are stored as they come, and compared after division by the standard deviation of the recent keys, one per
+    feature.  With the bandwidth h, the median distance to the K-th neighbour, a neighbour i of the query s weighs
+
+    $$
+    \kappa_i(s) = e^{-d_i^2 / 2h^2}\, \lambda^{\mathrm{age}_i / T}, \qquad d_i \le 3h, \qquad
+    w_i = \kappa_i n_i
+    $$
+
+    with n its mass: how many payloads were averaged in it.  Everything is a buffer of a shape fixed here.
+
+    Args:
+        banks: G.
+        rows: N.
+        features: F, of a key.
+        payloads: S, in a row.
+        payload_size: P.
+        signal_size: of how many of the payload's leading entries the second moment is kept; None: of all.
+        policy: ``merge``, ``fifo`` or ``simhash`` (see `policies`).
+        neighbours: K.
+        half_life: environment steps after which a row counts half; None: rows do not age.
+        mass_limit: the most that a row's mass grows to.
+        generator: where ``simhash`` draws its projections.
+
+    Raises:
+        ValueError: for an unknown policy, or banks smaller than K.
+    """
+
+    def __init__(
+        self,
+        *,
+        banks: int,
+        rows: int,
+        features: int,
+        payload_size: int,
+        signal_size: int | None = None,
+        payloads: int = 1,
+        policy: str = "merge",
+        neighbours: int = 16,
+        half_life: float | None = 50_000.0,
+        mass_limit: float = 100.0,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if policy not in POLICIES:
+            raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
+        if rows < neighbours:
+            raise ValueError(f"capacity gives each bank {rows} rows, fewer than neighbours={neighbours}")
+        self.banks, self.rows, self.payloads, self.neighbours = banks, rows, payloads, neighbours
+        self.decay = 0.0 if half_life is None else math.log(2) / half_life
+        self.mass_limit = mass_limit
+        self.signal_size = payload_size if signal_size is None else signal_size
+        self.policy = self._make_policy(policy, features, generator)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "keys": ((rows, features), torch.float32),
+            "payload": ((rows, payloads, payload_size), torch.float32),
+            "square": ((rows, payloads), torch.float32),
+            "mass": ((rows, payloads), torch.float32),
+            "time": ((rows,), torch.int64),
+            "numbers": ((rows,), torch.int64),
+            "utility": ((rows,), torch.float32),
+            "recent": ((RESERVOIR, features), torch.float32),
+            "scale": ((features,), torch.float32),
+            "centre": ((features,), torch.float32),
+            "bandwidth": ((), torch.float32),
+            "merge_radius": ((), torch.float32),
+            "held": ((), torch.int64),
+            "written": ((), torch.int64),
+            "rejected": ((), torch.int64),
+            "sampled": ((), torch.int64),
+            "measured": ((), torch.int64),
+        }
+        for name, (shape, dtype) in shapes.items():
+            self.register_buffer(name, torch.zeros(banks, *shape, dtype=dtype))
+        self.register_buffer("now", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scaled", torch.zeros(banks, rows, features), persistent=False)
+        self.bank_numbers: Tensor
+        self.register_buffer("bank_numbers", torch.arange(banks).unsqueeze(1), persistent=False)
+        self.clear()
+        self.register_load_state_dict_post_hook(lambda module, _: module._rescale())
+
+    keys: Tensor
+    """``[G, N, F]``, as they came."""
+    payload: Tensor
+    """``[G, N, S, P]``."""
+    square: Tensor
+    """``[G, N, S]``: mean squared norm of the signals that were averaged into the payload."""
+    mass: Tensor
+    """``[G, N, S]``; 0 where there is nothing."""
+    time: Tensor
+    """``[G, N]`` environment steps when the row was last written."""
+    numbers: Tensor
+    """``[G, N]``: which row of the run it is; -1 for several in one, or an unknown one (no query has that number)."""
+    utility: Tensor
+    """``[G, N]``: log of mass × age decay, up to a constant that is the same for all rows."""
+    recent: Tensor
+    """``[G, RESERVOIR, F]``, a ring of keys."""
+    scale: Tensor
+    """``[G, F]``: 1/σ."""
+    centre: Tensor
+    """``[G, F]``, mean of the recent keys, scaled."""
+    bandwidth: Tensor
+    """``[G]``: h."""
+    merge_radius: Tensor
+    """``[G]``: ρ."""
+    held: Tensor
+    """``[G]`` rows in use."""
+    written: Tensor
+    """``[G]`` rows taken in since the beginning."""
+    rejected: Tensor
+    """``[G]`` rows refused because they were not finite."""
+    sampled: Tensor
+    """``[G]`` keys put into ``recent`` since the beginning."""
+    measured: Tensor
+    """``[G]``: ``sampled`` when scale, h and ρ were measured last."""
+    now: Tensor
+    """``[]`` environment steps."""
+    scaled: Tensor
+    """``[G, N, F]``: keys × scale; follows from the two."""
+
+    def _make_policy(self, name: str, features: int, generator: Generator | None) -> Policy:
+        if name == "simhash":
+            if generator is None:
+                raise ValueError("policy='simhash' draws projections: it needs a generator")
+            return SimHash(features, self.rows, generator)
+        return Merge() if name == "merge" else Fifo()
+
+    def __len__(self) -> int:
+        """Rows held, all banks together."""
+        return int(self.held.sum())
+
+    @property
+    def bytes(self) -> int:
+        """Of all buffers; constant."""
+        return sum(x.numel() * x.element_size() for x in self.buffers())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for buffer in (*self.buffers(recurse=False),):
+            if buffer is not self.bank_numbers:
+                buffer.zero_()
+        self.scale.fill_(1.0)
+        self.numbers.fill_(-1)
+        self.utility.fill_(-torch.inf)
+        self.bandwidth.fill_(LEAST_BANDWIDTH)
+
+    # ---------------------------------------------------------------------------------------------------------- reading
+
+    @torch.no_grad()
+    def nearest(self, keys: Tensor) -> Neighbours:
+        """The K rows nearest to each of ``keys`` ``[G, R, F]``, as they come, finite where they count."""
+        return self.nearest_scaled(self._scaled(keys), self.neighbours)
+
+    def nearest_scaled(self, keys: Tensor, k: int) -> Neighbours:
+        """The k rows nearest to ``keys`` ``[G, R, F]``, which are scaled already."""
+        squared, index = nearest(keys, self.scaled, k, valid=self.mass.amax(-1) > 0)
+        return Neighbours(index, squared)
+
+    def weights(self, found: Neighbours, numbers: Tensor | None = None) -> Tensor:
+        """$w_i$ ``[G, R, K, S]`` of neighbours: similarity × age decay × mass.
+
+        0 beyond 3h, and where the neighbour is the query's own row.
+
+        Args:
+            found: what `nearest` gave.
+            numbers: ``[G, R]`` int64, the numbers of the queries' own rows; None: they are not in the store.
+        """
+        reach = self.bandwidth.square().view(-1, 1, 1)
+        age = self.now - self.take(self.time, found.rows)
+        near = found.squared <= 9 * reach
+        if numbers is not None:
+            near &= self.take(self.numbers, found.rows) != numbers.unsqueeze(-1)
+        gate = torch.where(near, torch.exp(-found.squared / (2 * reach) - self.decay * age), 0.0)
+        return gate.unsqueeze(-1) * self.take(self.mass, found.rows)
+
+    def take(self, entry: Tensor, index: Tensor) -> Tensor:
+        """Rows ``[G, R, K, …]`` of an entry ``[G, N, …]`` at ``index`` ``[G, R, K]``."""
+        flat = (index + self.bank_numbers.unsqueeze(-1) * self.rows).flatten()
+        return entry.flatten(0, 1).index_select(0, flat).view(*index.shape, *entry.shape[2:])
+
+    # ---------------------------------------------------------------------------------------------------------- writing
+
+    @torch.no_grad()
+    def write(
+        self,
+        keys: Tensor,
+        payload: Tensor,
+        live: Tensor,
+        numbers: Tensor | None = None,
+        found: Neighbours | None = None,
+    ) -> None:
+        """Take in R rows a bank.  Rows that are not finite are refused and counted.
+
+        Args:
+            keys: ``[G, R, F]``.
+            payload: ``[G, R, S, P]``.
+            live: ``[G, R, S]`` bool, payloads that count; a row without any is not taken in.
+            numbers: ``[G, R]`` int64, the numbers of the rows, by which they are known not to be neighbours of their
+                own.
+            found: what `nearest` gave for these keys since the last write.
+        """
+        finite = keys.isfinite().all(-1, keepdim=True) & (payload.isfinite().all(-1) | ~live).all(-1, keepdim=True)
+        offered = live.any(-1)
+        if not bool(finite.all()):
+            self.rejected += (offered & ~finite.squeeze(-1)).sum(1)
+            offered = offered & finite.squeeze(-1)
+            keys = torch.where(finite, keys, 0.0)
+        live = live & offered.unsqueeze(-1)
+        payload = torch.where(live.unsqueeze(-1), payload, 0.0)
+        self._sample(keys, offered)
+        self._measure_when_due()
+        slot, fresh, merged = self.policy.place(self, self._scaled(keys), offered, found)
+        at = slot + self.bank_numbers * self.rows
+        if numbers is None:
+            numbers = torch.full_like(at, -1)
+        self._replace(at, fresh, keys, payload, live, numbers)
+        if bool(merged.any()):
+            self._average(at, merged, keys, payload, live, numbers)
+        self._note(at[fresh | merged])
+
+    def _replace(self, at: Tensor, fresh: Tensor, keys: Tensor, payload: Tensor, live: Tensor, numbers: Tensor) -> None:
+        rows = at[fresh]
+        values = {
+            "keys": keys,
+            "payload": payload,
+            "square": self._square_of(payload),
+            "mass": live.to(self.mass.dtype),
+            "numbers": numbers,
+        }
+        for name, value in values.items():
+            getattr(self, name).flatten(0, 1).index_copy_(0, rows, value[fresh])
+
+    def _square_of(self, payload: Tensor) -> Tensor:
+        return payload[..., : self.signal_size].square().sum(-1)
+
+    def _average(
+        self, at: Tensor, merged: Tensor, keys: Tensor, payload: Tensor, live: Tensor, numbers: Tensor
+    ) -> None:
+        """Running means: x̄ ← x̄ + Σ (x − x̄)/n, where n counts what was there and all that comes, up to the limit."""
+        rows, weight = at[merged], live[merged].to(self.mass.dtype)
+        mass, means = self.mass.flatten(0, 1), self.payload.flatten(0, 1)
+        before = mass[rows]
+        mass.index_add_(0, rows, weight)
+        after = mass[rows]
+        n = torch.maximum(after.clamp(max=self.mass_limit), after - before).clamp(min=1)
+        x, share = payload[merged], weight / n
+        step = share.unsqueeze(-1) * (x - means[rows])
+        means.index_add_(0, rows, step)
+        squares = self.square.flatten(0, 1)
+        squares.index_add_(0, rows, share * (self._square_of(x) - squares[rows]))
+        stored = self.keys.flatten(0, 1)
+        stored.index_add_(0, rows, (keys[merged] - stored[rows]) / n.amax(-1, keepdim=True))
+        mass[rows] = after.clamp(max=self.mass_limit)
+        own = self.numbers.view(-1)
+        own[rows[own[rows] != numbers[merged]]] = -1
+
+    def _note(self, rows: Tensor) -> None:
+        """Bring what follows from rows that were written up to date."""
+        self.time.view(-1)[rows] = self.now
+        heaviest = self.mass.flatten(0, 1)[rows].amax(-1)
+        self.utility.view(-1)[rows] = heaviest.log() + self.decay * self.now
+        scale = self.scale[rows // self.rows]
+        self.scaled.flatten(0, 1)[rows] = self.keys.flatten(0, 1)[rows] * scale
+        if isinstance(self.policy, SimHash):
+            torch.sum(self.mass.amax(-1) > 0, 1, out=self.held)
+
+    # --------------------------------------------------------------------------------------------------------- measures
+
+    def _scaled(self, keys: Tensor) -> Tensor:
+        return keys * self.scale.unsqueeze(1)
+
+    def _sample(self, keys: Tensor, offered: Tensor) -> None:
+        rank = offered.cumsum(1) - 1
+        total = offered.sum(1, keepdim=True)
+        kept = offered & (rank >= total - RESERVOIR)
+        slot = (self.sampled.unsqueeze(1) + rank) % RESERVOIR + self.bank_numbers * RESERVOIR
+        self.recent.flatten(0, 1)[slot[kept]] = keys[kept]
+        self.sampled += total.squeeze(1)
+
+    def _measure_when_due(self) -> None:
+        """Measure again once a bank has seen half as many rows more, or half of what it can hold."""
+        due = self.sampled - self.measured >= self.measured.clamp(max=self.rows).div(2).clamp(min=1)
+        if bool(due.any()):
+            self.measure()
+
+    def measure(self) -> None:
+        """Measure the scale of the keys, the bandwidth and the radius within which rows are merged."""
+        count = self.sampled.clamp(max=RESERVOIR)
+        valid = torch.arange(RESERVOIR, device=count.device) < count.unsqueeze(1)
+        n = count.clamp(min=1).view(-1, 1)
+        mean = self.recent.sum(1) / n
+        spread = torch.where(valid.unsqueeze(-1), self.recent - mean.unsqueeze(1), 0.0)
+        std = (spread.square().sum(1) / n).sqrt()
+        self.scale.copy_(torch.where(count.view(-1, 1) > 1, 1 / std.clamp(min=LEAST_SCALE), 1.0))
+        self.centre.copy_(mean * self.scale)
+        self._rescale()
+        self.bandwidth.copy_(self._bandwidth(count, valid))
+        self.merge_radius.copy_(self._distances(self.scaled, self.held, self.mass.amax(-1) > 0, 1)[:, 0])
+        self.measured.copy_(self.sampled)
+
+    def _rescale(self) -> None:
+        torch.mul(self.keys, self.scale.unsqueeze(1), out=self.scaled)
+
+    def _bandwidth(self, count: Tensor, valid: Tensor) -> Tensor:
+        r"""Median distance to the K-th neighbour among m recent keys, brought to the n rows that a bank holds.
+
+        In d dimensions distances shrink as $(m/n)^{1/d}$; d is read off how they grow with the number of neighbours.
+        The keys are those before merging: with distances of merged rows a store would widen its own radius.
+        """
+        k = self.neighbours
+        distances = self._distances(self.recent * self.scale.unsqueeze(1), count, valid, k)
+        some = -(-k // 4)
+        near, far = distances[:, some - 1], distances[:, k - 1]
+        if k > 1:
+            slope = (far / near.clamp(min=LEAST_BANDWIDTH)).log() / math.log(k / some)
+            slope = torch.where(near > 0, slope, 0.0).clamp(0.0, 1.0)
+        else:
+            slope = torch.zeros_like(far)
+        held = torch.minimum(self.sampled, torch.full_like(count, self.rows)).clamp(min=1)
+        ratio = count.clamp(min=1) / held
+        return (far * ratio**slope).clamp(min=LEAST_BANDWIDTH)
+
+    def _distances(self, keys: Tensor, count: Tensor, valid: Tensor, k: int) -> Tensor:
+        """Medians ``[G, k]`` of the distances to the 1st … k-th other among the first ``count`` ``keys`` ``[G, M, F]``.
+
+        Taken over `SAMPLE` rows spread evenly; where there are too few others, the farthest there is.
+        """
+        steps = torch.arange(SAMPLE, device=keys.device) * count.unsqueeze(1) // SAMPLE
+        queries = keys.gather(1, steps.unsqueeze(-1).expand(-1, -1, keys.shape[-1]))
+        squared, _ = nearest(queries, keys, k, valid=valid, exclude=steps)
+        squared = torch.where(squared.isfinite(), squared, 0.0).cummax(-1).values
+        return squared.median(1).values.sqrt()

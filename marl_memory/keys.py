@@ -71,7 +71,12 @@ class Keys:
     (``[*B, A, 1]``, weight of the squared error where a value lies under its target; 1 is the plain square), and
     ``action_gradient`` (``[*B, A, P]``, ∂Q/∂a in units of `ActionVector`).  And, where a memory asks for them,
     ``td_error`` (``[*B, A, C']``, target − value of the first C' critics) and ``policy_action`` (``[*B, A, P]``, what
-    the policy does at the observation, in units of `ActionVector`; probabilities where actions are discrete).
+    the policy does at the observation, in units of `ActionVector`; probabilities where actions are discrete); the
+    parameters of the policy that acted, ``policy(name)`` (``[*B, A, P]``: ``log_probs``, or ``loc`` and ``scale``
+    before squashing); ``action_values`` (``[*B, A, P]``, Q of every discrete action: no host of ours has it).
+
+    Written by REGION operators under ``region`` and their own name: a reference distribution p*, in the names of
+    ``policy(name)``, and ``weight`` (``[*B, A]``): the host adds weight · KL(p*‖π) to its loss (``w2_weight``: W₂²).
 
     Written by the replay: ``row`` (``[*B]`` int64, the number of the row since the run began; never used twice).
     """
@@ -105,6 +110,9 @@ class Keys:
     td_error: tuple[str, ...] = field(init=False, default=("learn", "td_error"))
     policy_action: tuple[str, ...] = field(init=False, default=("learn", "policy_action"))
 
+    action_values: tuple[str, ...] = field(init=False, default=("learn", "action_values"))
+    region: tuple[str, ...] = field(init=False, default=("learn", "region"))
+
     row: str = field(init=False, default="row")
 
     def __post_init__(self) -> None:
@@ -112,3 +120,7 @@ class Keys:
         for name in names:
             object.__setattr__(self, name, (self.group, name))
         object.__setattr__(self, "log_prob", (self.group, "action_log_prob"))
+
+    def policy(self, name: str) -> tuple[str, ...]:
+        """A parameter of the policy's distribution: ``log_probs``, ``loc`` or ``scale``."""
+        return ("learn", "policy", name)

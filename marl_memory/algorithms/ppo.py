@@ -25,6 +25,7 @@ from marl_memory.functional.returns import discounted_sum, gae, masked_mean, tea
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.critic import Critic
+from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
 from marl_memory.spec import TaskSpec
 
@@ -169,6 +170,9 @@ class PPO(OnPolicyAlgorithm):
     def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
         """Write values, `gae` advantages and λ-return targets; take the targets into the value normaliser."""
         k, alive = self.keys, batch.get(self.keys.alive)
+        if (asked := batch.get(k.policy("log_probs")[:-1], None)) is not None:
+            for name, parameter in self.actor.distribution(batch).parameters.items():
+                asked.get(name).copy_(parameter)
         output = self.critic(batch)
         value = self._team_value(self._denormalise(output), alive)
         next_value = self._next_values(batch, value)
@@ -234,9 +238,8 @@ class PPO(OnPolicyAlgorithm):
         if self.value_norm is not None:
             self.value_norm.update(batch.get(k.value_target).squeeze(-1), batch.get(k.alive))
         inputs = dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys])
-        rows = batch.select(
-            *inputs, k.alive, k.action, k.log_prob, k.advantage, k.value_output, k.value_target
-        ).reshape(-1)
+        entries = [*inputs, k.alive, k.action, k.log_prob, k.advantage, k.value_output, k.value_target, k.region]
+        rows = batch.select(*entries, strict=False).reshape(-1)
         for _ in range(self.epochs):
             order = torch.randperm(len(rows), generator=self.generator)
             for index in order.tensor_split(self.n_minibatches):
@@ -244,10 +247,13 @@ class PPO(OnPolicyAlgorithm):
 
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One Adam step on L (see the class) over living agents."""
-        policy_loss, entropy, approx_kl, clipped = self._policy_terms(minibatch)
+        distribution = self.actor.distribution(minibatch)
+        policy_loss, entropy, approx_kl, clipped = self._policy_terms(minibatch, distribution)
         value_loss = self._value_loss(minibatch)
+        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
+        region = self._region_terms(minibatch, distribution)
         self.optimiser.zero_grad()
-        (policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss).backward()
+        sum(region.values(), loss).backward()
         actor_norm = clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
         critic_norm = clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
         self.optimiser.step()
@@ -259,11 +265,21 @@ class PPO(OnPolicyAlgorithm):
             "policy/clip_fraction": clipped,
             "grad_norm/actor": actor_norm,
             "grad_norm/critic": critic_norm,
+            **{name: term.detach() for name, term in region.items()},
         }
 
-    def _policy_terms(self, rows: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _region_terms(self, rows: TensorDictBase, distribution: Distribution) -> dict[str, Tensor]:
+        """Mean over the living of weight · KL(p*‖π), for every REGION operator whose weights are not all 0."""
+        terms, alive = {}, rows.get(self.keys.alive)
+        for name, region in rows.get(self.keys.region, {}).items():
+            for key, divergence in (("weight", distribution.kl_from), ("w2_weight", distribution.w2_from)):
+                weight = region.get(key, None)
+                if weight is not None and bool(weight.any()):
+                    terms[f"loss/{name}"] = masked_mean(weight * divergence(region), alive)
+        return terms
+
+    def _policy_terms(self, rows: TensorDictBase, distribution: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, alive = self.keys, rows.get(self.keys.alive)
-        distribution = self.actor.distribution(rows)
         # A dead agent's entries may be anything, NaN too: they are replaced before a gradient could pass through them.
         action = rows.get(k.action)
         action = torch.where(alive.reshape(*alive.shape, *[1] * (action.ndim - alive.ndim)), action, 0)

@@ -6,36 +6,41 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
-from torch import Generator, Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from marl_memory.functional.returns import masked_mean
 from marl_memory.keys import Entries, Entry
+from marl_memory.memory.fixed_point import FORGET, TINY, FixedPointGate, RunningMean
 from marl_memory.memory.operator import MemoryOperator, Stage, put
-from marl_memory.memory.scope import Scope
-from marl_memory.memory.store import Neighbours, RingStore
+from marl_memory.memory.trace import Trace
 from marl_memory.spec import TaskSpec
+
+NAME = "gradient_field"
 
 RULES = ("variance", "mass")
 
 REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "variance_kept")
 """Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, and (1 − β)² + β²/n_e."""
 
-TINY = 1e-12
-
-FORGET = 0.99
-"""Decay per write of the running means of scales."""
-
 
 class _Recalled(NamedTuple):
-    """What the neighbours of R queries say.
+    """What the neighbours of each row and agent say.
 
     Args:
-        mean: ``[G, R, S, P]``, the mean gradient, in the present units.
-        scalars: ``[G, R, S, 10]``: the regression's sums (5), W, n_e, mean distance, Σ w δ, whether the bank may act.
+        mean: ``[*B, A, P]``, their gradient, in the present units.
+        pairs: ``[*B, A, 5]``, the regression's sums.
+        total: ``[*B, A]``, W.
+        effective: ``[*B, A]``, n_e.
+        distance: ``[*B, A]``, mean distance in units of h.
+        around: ``[*B, A]``, Σ w_i δ_i.
     """
 
     mean: Tensor
-    scalars: Tensor
+    pairs: Tensor
+    total: Tensor
+    effective: Tensor
+    distance: Tensor
+    around: Tensor
 
 
 class GradientField(MemoryOperator):
@@ -127,173 +132,139 @@ class GradientField(MemoryOperator):
             raise ValueError(f"beta_rule={beta_rule!r} must be one of {', '.join(RULES)}")
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta!r} must lie in [0, 1]")
-        self.spec, k = spec, spec.keys
-        self.scope = Scope(scope or "shared", spec)
-        rows = self.scope.rows_per_bank(capacity, budget)
-        p = spec.action_size
-        self.store = RingStore(
-            banks=self.scope.banks,
-            rows=rows,
-            features=self.scope.features,
-            payloads=self.scope.payloads,
+        self.spec, k, p = spec, spec.keys, spec.action_size
+        self.beta, self.beta_rule, self.mass_half = beta, beta_rule, mass_half
+        self.action_bandwidth, self.least_cosine = action_bandwidth, least_cosine
+        self.trace = Trace(
+            NAME,
+            spec,
+            scope=scope,
+            capacity=capacity,
+            budget=budget,
             payload_size=2 * p + 1,
             signal_size=p,
             policy=policy,
             neighbours=neighbours,
             half_life=half_life,
-            generator=Generator().manual_seed(seed),
+            min_rows=min_rows,
+            payloads=payloads,
+            seed=seed,
         )
-        self.min_rows = min(1000, rows // 4) if min_rows is None else min_rows
-        self.beta, self.beta_rule, self.mass_half = beta, beta_rule, mass_half
-        self.action_bandwidth, self.least_cosine = action_bandwidth, least_cosine
-        self.fixed_point_gate, self.gate_slope, self.gamma = fixed_point_gate, gate_slope, gamma
-        self.shuffled = payloads == "shuffled"
-        self.generator = Generator().manual_seed(seed)
+        self.scope = self.trace.scope
+        self.gate = FixedPointGate(k, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
+        self.square = RunningMean(self.scope.banks, self.scope.payloads)
         self.register_buffer("valid", torch.tensor(spec.action_valid), persistent=False)
-        for name, shape in {
-            "gradient_square": (self.scope.banks, self.scope.payloads),
-            "target_square": (),
-            "reward_square": (),
-            "pairs": (5,),
-            "averages": (2, 2, spec.n_agents, p),
-            "writes": (),
-        }.items():
-            self.register_buffer(name, torch.zeros(shape))
-        entry = (spec.n_agents,) if not self.scope.joint else ()
-        self._entries = {
+        self.register_buffer("pairs", torch.zeros(5))
+        self.register_buffer("averages", torch.zeros(2, 2, spec.n_agents, p))
+        self._entries: Entries = {
+            **self.trace.entries,
             self.fresh: Entry((spec.n_agents, p)),
-            self.index: Entry((*entry, neighbours), torch.int64),
-            self.squared: Entry((*entry, neighbours)),
             self.moments: Entry((spec.n_agents, 5)),
             self.report: Entry((spec.n_agents, len(REPORT))),
         }
-        read: list[Any] = [k.state if self.scope.joint else k.observation, k.alive, k.action_gradient, k.policy_action]
+        read: list[Any] = [*self.trace.in_keys, k.action_gradient, k.policy_action]
         read += [] if spec.continuous else [k.action_mask]
         read += [k.td_error] if fixed_point_gate else []
-        self.in_keys = [*read, k.row]
+        self.in_keys = read
         self.out_keys = [k.action_gradient, *self._entries]
-        self.write_keys = [*read, k.row, *self._entries]
+        self.write_keys = [*read, *self._entries]
         self.write_keys += [k.value_target, k.learn_reward] if fixed_point_gate else []
 
     valid: Tensor
-    gradient_square: Tensor
-    """``[G, S]``: running mean of ‖g‖²."""
-    target_square: Tensor
-    """``[]``: of squared value targets."""
-    reward_square: Tensor
-    """``[]``: of squared rewards."""
     pairs: Tensor
     """``[5]``: decayed sums over pairs of rows and neighbours: 1, x, y, x², xy."""
     averages: Tensor
     """``[2, 2, A, P]``: of the batch's mean gradient, as it was and as it became, the running mean and variance."""
-    writes: Tensor
-    """``[]``: how often `write` was called."""
 
-    fresh = ("learn", "gradient_field", "fresh")
+    fresh = ("learn", NAME, "fresh")
     """``[*B, A, P]``: the gradient as the critic gave it."""
-    index = ("learn", "gradient_field", "index")
-    """``[*B, A, K]`` (``[*B, K]`` if centralized) int64: rows found."""
-    squared = ("learn", "gradient_field", "squared")
-    """``[*B, A, K]`` (``[*B, K]`` if centralized): their squared distances."""
-    moments = ("learn", "gradient_field", "moments")
+    moments = ("learn", NAME, "moments")
     """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: 1, x, y, x², xy."""
-    report = ("learn", "gradient_field", "report")
+    report = ("learn", NAME, "report")
     """``[*B, A, 6]``, see `REPORT`."""
 
     @property
-    def entries(self) -> Entries:
-        """See `MemoryOperator.entries`; also what it asks the host for."""
+    def asks(self) -> Entries:
+        """See `MemoryOperator.asks`."""
         k, a = self.spec.keys, self.spec.n_agents
         asked = {k.policy_action: Entry((a, self.spec.action_size))}
-        if self.fixed_point_gate:
-            asked[k.td_error] = Entry((a, 1))
-        return {**asked, **self._entries}
+        return asked if self.gate is None else {**asked, k.td_error: Entry((a, 1))}
+
+    @property
+    def entries(self) -> Entries:
+        """See `MemoryOperator.entries`."""
+        return self._entries
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.trace.store)
 
     def clear(self) -> None:
         """Forget everything."""
-        self.store.clear()
-        for name in ("gradient_square", "target_square", "reward_square", "pairs", "averages", "writes"):
-            getattr(self, name).zero_()
+        self.trace.store.clear()
+        self.square.clear()
+        self.pairs.zero_()
+        self.averages.zero_()
+        if self.gate is not None:
+            self.gate.clear()
 
     def set_progress(self, frames: int, progress: float) -> None:
         """See `MemoryOperator.set_progress`."""
         super().set_progress(frames, progress)
-        self.store.now.fill_(frames)
+        self.trace.store.now.fill_(frames)
 
     # ---------------------------------------------------------------------------------------------------------- recall
 
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
-        """Put $\tilde g$ in the place of ``action_gradient`` ``[*B, A, P]``."""
-        k, batch = self.spec.keys, td.batch_size
-        gradient: Tensor = td.get(k.action_gradient)
-        found = self.store.nearest(self.scope.keys_of(td))
-        recalled = self._recall(td, found, self._project(gradient, td))
-        mean = self.scope.to_agents(recalled.mean, batch)
-        scalars = self.scope.to_agents(recalled.scalars, batch)
+        r"""Put $\tilde g$ in the place of ``action_gradient`` ``[*B, A, P]``."""
+        gradient: Tensor = td.get(self.spec.keys.action_gradient)
+        own = self._project(gradient, td)
+        recalled = self._recall(td, own)
+        beta, report = self._blend(td, own, recalled)
         put(td, self.fresh, gradient)
-        put(td, self.index, self._unbank(found.rows, batch))
-        put(td, self.squared, self._unbank(found.squared, batch))
-        put(td, self.moments, scalars[..., :5])
-        beta, report = self._blend(td, gradient, mean, scalars[..., 5:])
-        blended = torch.lerp(self._project(gradient, td), self._project(mean, td), beta)
-        put(td, k.action_gradient, torch.where(beta > 0, blended, gradient))
+        put(td, self.moments, recalled.pairs)
         put(td, self.report, report)
+        blended = torch.lerp(own, recalled.mean, beta)
+        put(td, self.spec.keys.action_gradient, torch.where(beta > 0, blended, gradient))
         return td
 
-    def _recall(self, td: TensorDictBase, found: Neighbours, gradient: Tensor) -> _Recalled:
+    def _recall(self, td: TensorDictBase, gradient: Tensor) -> _Recalled:
         """What the neighbours say, for ``gradient`` ``[*B, A, P]``."""
-        p, store = self.spec.action_size, self.store
-        weights = store.weights(found, self._numbers(td))
-        signal, action, error = store.take(store.payload, found.rows).split([p, p, 1], -1)
+        p, scope, store = self.spec.action_size, self.scope, self.trace.store
+        found, weights = self.trace.find(td)
+        signal, action, error = self.trace.take(store.payload, found).split([p, p, 1], -1)
         if self.action_bandwidth is not None:
-            here = self.scope.to_banks(td.get(self.spec.keys.policy_action)).unsqueeze(2)
-            weights = weights * torch.exp(-(here - action).square().sum(-1) / (2 * self.action_bandwidth**2))
+            here = scope.to_banks(td.get(self.spec.keys.policy_action)).unsqueeze(2)
+            weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
         total = weights.sum(2)
         share = weights / total.clamp(min=TINY).unsqueeze(2)
-        rms = self._rms().unsqueeze(1).unsqueeze(-1)
-        mass = store.take(store.mass, found.rows).clamp(min=1)
+        mass = self.trace.take(store.mass, found).clamp(min=1)
         effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)
-        reach = store.bandwidth.view(-1, 1, 1, 1)
-        distance = found.squared.sqrt().unsqueeze(-1) / reach
-        distance = torch.where(weights > 0, distance, 0.0)
-        own = self.scope.to_banks(gradient) / rms.clamp(min=TINY)
-        allowed = self.scope.to_banks(self._allowed(td)).unsqueeze(2)
-        difference = torch.where(allowed, own.unsqueeze(2) - signal, 0.0).square().sum(-1)
-        near = (weights > 0).to(weights.dtype)
-        x = distance.square()
-        columns = [
-            near.sum(2),
-            x.sum(2),
-            (near * difference).sum(2),
-            x.square().sum(2),
-            (x * difference).sum(2),
-            total,
-            effective,
-            (share * distance).sum(2),
-            (weights * error.squeeze(-1)).sum(2),
-            (self.store.held >= self.min_rows).view(-1, 1, 1).expand_as(total).to(total.dtype),
-        ]
-        return _Recalled((share.unsqueeze(-1) * signal).sum(2) * rms, torch.stack(columns, -1))
+        near = weights > 0
+        x = found.squared.unsqueeze(-1) / store.bandwidth.square().view(-1, 1, 1, 1)
+        x = torch.where(near, x, 0.0)
+        rms = self.square.value.sqrt().clamp(min=TINY).unsqueeze(1).unsqueeze(-1)
+        allowed = scope.to_banks(self._allowed(td)).unsqueeze(2)
+        difference = torch.where(allowed, (scope.to_banks(gradient) / rms).unsqueeze(2) - signal, 0.0)
+        y = torch.where(near, difference.square().sum(-1), 0.0)
+        columns = [near.sum(2), x.sum(2), y.sum(2), x.square().sum(2), (x * y).sum(2)]
+        columns += [total, effective, (share * x.sqrt()).sum(2), (weights * error.squeeze(-1)).sum(2)]
+        numbers = scope.to_agents(torch.stack(columns, -1), td.batch_size)
+        mean = scope.to_agents((share.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size)
+        return _Recalled(self._project(mean, td), numbers[..., :5], *numbers[..., 5:].unbind(-1))
 
-    def _blend(self, td: TensorDictBase, gradient: Tensor, mean: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
+    def _blend(self, td: TensorDictBase, own: Tensor, recalled: _Recalled) -> tuple[Tensor, Tensor]:
         """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 6]``."""
-        total, effective, distance, error, ready = recalled.unbind(-1)
+        _, _, total, effective, distance, around = recalled
         if self.beta_rule == "mass":
             beta = total / (total + self.mass_half)
         else:
             noise, slope = self.noise_and_slope()
             beta = noise / (noise + noise / effective.clamp(min=TINY) + slope * distance.square()).clamp(min=TINY)
-        beta = self.beta * self.strength * beta * ready
-        if self.fixed_point_gate:
-            here: Tensor = td.get(self.spec.keys.td_error)[..., 0]
-            around = (here + error) / (1 + total)
-            beta = beta * (self.gate_slope * around.abs() / self.value_scale()).clamp(max=1.0)
-        own, past = self._project(gradient, td), self._project(mean, td)
-        cosine = nn.functional.cosine_similarity(own, past, dim=-1, eps=TINY)
+        beta = self.beta * self.strength * beta
+        if self.gate is not None:
+            beta = beta * self.gate(td.get(self.spec.keys.td_error)[..., 0], around, total)
+        cosine = cosine_similarity(own, recalled.mean, dim=-1, eps=TINY)
         if self.least_cosine is not None:
             beta = torch.where(cosine >= self.least_cosine, beta, 0.0)
         beta = torch.where(total > 0, beta, 0.0)
@@ -311,61 +282,31 @@ class GradientField(MemoryOperator):
         noise = (mean_y - slope * mean_x).clamp(min=0.0) / 2
         return torch.maximum(noise, 0.005 * mean_y), slope
 
-    def value_scale(self) -> Tensor:
-        """S ``[]``."""
-        weight = self._seen()
-        floor = (self.reward_square / weight).sqrt() / max(1 - self.gamma, 1e-6)
-        return torch.maximum((self.target_square / weight).sqrt(), floor).clamp(min=TINY)
-
-    def _seen(self) -> Tensor:
-        """``[]``: the weight of what a running mean has seen, by which it is debiased."""
-        return (1 - torch.pow(FORGET, self.writes)).clamp(min=TINY)
-
-    def _rms(self) -> Tensor:
-        """ρ ``[G, S]``."""
-        return (self.gradient_square / self._seen()).sqrt()
-
     # --------------------------------------------------------------------------------------------------------- remember
 
     @torch.no_grad()
     def write(self, td: TensorDictBase) -> None:
         """Remember the gradients that ``forward`` was given on these rows."""
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
-        live = self.scope.living(alive)
-        gradient = self.scope.to_banks(self._project(td.get(self.fresh), td))
-        square = torch.where(live, gradient.square().sum(-1), 0.0)
-        mean = square.sum(1) / live.sum(1).clamp(min=1)
-        self.writes += 1
-        self.gradient_square.lerp_(torch.where(mean.isfinite(), mean, 0.0), 1 - FORGET)
+        gradient, live = self._project(td.get(self.fresh), td), self.scope.living(alive)
+        square = torch.where(live, self.scope.to_banks(gradient).square().sum(-1), 0.0)
+        self.square.update(square.sum(1) / live.sum(1).clamp(min=1))
         self._learn_scales(td, alive)
-        parts = [gradient / self._rms().clamp(min=TINY).unsqueeze(1).unsqueeze(-1)]
-        parts.append(self.scope.to_banks(td.get(k.policy_action)))
-        if self.fixed_point_gate:
-            parts.append(self.scope.to_banks(td.get(k.td_error)[..., :1]))
-        else:
-            parts.append(torch.zeros_like(parts[0][..., :1]))
-        payload = torch.cat(parts, -1)
-        if self.shuffled:
-            order = torch.randperm(payload.shape[1], generator=self.generator)
-            payload, live = payload[:, order], live & live[:, order]
-        found = Neighbours(self._bank(td.get(self.index)), self._bank(td.get(self.squared)))
-        self.store.write(self.scope.keys_of(td), payload, live, self._numbers(td), found)
+        rms = self.square.value.sqrt().clamp(min=TINY)
+        parts = [gradient / self.scope.per_agent(rms), td.get(k.policy_action)]
+        error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
+        self.trace.write(td, torch.cat([*parts, error], -1))
 
     def _learn_scales(self, td: TensorDictBase, alive: Tensor) -> None:
-        """Running means: of targets and rewards squared, of the regression's sums, of the batch's mean gradients."""
-        k, living = self.spec.keys, alive.unsqueeze(-1)
-        if self.fixed_point_gate:
-            for name, key in (("target_square", k.value_target), ("reward_square", k.learn_reward)):
-                getattr(self, name).lerp_(masked_mean(td.get(key)[..., :1].square(), living), 1 - FORGET)
-        sums = torch.where(living, td.get(self.moments), 0.0).flatten(0, -2).sum(0)
-        self.pairs.mul_(FORGET).add_(sums)
+        """The gate's, the regression's sums, and how the batch's mean gradient varies from update to update."""
+        living = alive.unsqueeze(-1)
+        if self.gate is not None:
+            self.gate.update(td)
+        self.pairs.mul_(FORGET).add_(torch.where(living, td.get(self.moments), 0.0).flatten(0, -2).sum(0))
         count = alive.reshape(-1, self.spec.n_agents, 1).sum(0).clamp(min=1)
-        for name, i in ((self.fresh, 0), (k.action_gradient, 1)):
-            x = torch.where(living, td.get(name), 0.0).reshape(-1, *self.averages.shape[2:]).sum(0) / count
-            mean, variance = self.averages[i]
-            # West (1979): the variance around a mean that moves on.
-            step = x - mean
-            mean.add_(step, alpha=1 - FORGET)
+        for key, (mean, variance) in zip((self.fresh, self.spec.keys.action_gradient), self.averages, strict=True):
+            step = torch.where(living, td.get(key), 0.0).reshape(-1, *mean.shape).sum(0) / count - mean
+            mean.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
             variance.add_((1 - FORGET) * step.square()).mul_(FORGET)
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
@@ -380,26 +321,16 @@ class GradientField(MemoryOperator):
         noise, slope = self.noise_and_slope()
         fresh, fused = self.averages[:, 1].sum((1, 2))
         return {
-            "rows": self.store.held.sum().float(),
+            "rows": self.trace.store.held.sum().float(),
             "strength": torch.tensor(self.strength),
             "noise": noise,
             "slope": slope,
-            "rejected": self.store.rejected.sum().float(),
+            "rejected": self.trace.store.rejected.sum().float(),
             "variance_ratio": fused / fresh.clamp(min=TINY),
             **dict(zip(REPORT, report.unbind(), strict=True)),
         }
 
     # ---------------------------------------------------------------------------------------------------- conversions
-
-    def _numbers(self, td: TensorDictBase) -> Tensor | None:
-        """``[G, R]``: a number for each payload's row, by which it is known not to be a neighbour of its own."""
-        row: Tensor | None = td.get(self.spec.keys.row, None)
-        if row is None:
-            return None
-        if self.scope.joint:
-            return row.reshape(1, -1)
-        agents = torch.arange(self.spec.n_agents, device=row.device)
-        return self.scope.to_banks(row.unsqueeze(-1) * self.spec.n_agents + agents, trailing=0).squeeze(2)
 
     def _allowed(self, td: TensorDictBase) -> Tensor:
         """``[*B, A, P]`` bool: entries of the gradient that mean something."""
@@ -415,13 +346,3 @@ class GradientField(MemoryOperator):
             return gradient
         mean = gradient.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp(min=1)
         return torch.where(allowed, gradient - mean, 0.0)
-
-    def _unbank(self, x: Tensor, batch: torch.Size) -> Tensor:
-        """``[G, R, K] → [*B, A, K]``, or ``[*B, K]`` where rows are the team's."""
-        if self.scope.joint:
-            return x.reshape(*batch, x.shape[-1])
-        return self.scope.to_agents(x.unsqueeze(2), batch)
-
-    def _bank(self, x: Tensor) -> Tensor:
-        """The inverse of `_unbank`."""
-        return x.reshape(1, -1, x.shape[-1]) if self.scope.joint else self.scope.to_banks(x).squeeze(2)

@@ -60,7 +60,12 @@ class MemoryOperator(TensorDictModuleBase):
 
     @property
     def entries(self) -> Entries:
-        """What ``forward`` and ``write`` need room for in a TensorDict that takes no new keys."""
+        """What ``forward`` sets, and the room that it needs in a TensorDict that takes no new keys."""
+        return {}
+
+    @property
+    def asks(self) -> Entries:
+        """What the host is to write besides, and what room it needs."""
         return {}
 
     def set_progress(self, frames: int, progress: float) -> None:
@@ -113,7 +118,10 @@ class Memory:
     @property
     def entries(self) -> Entries:
         """What the operators need room for."""
-        return {key: entry for operator in self.operators.values() for key, entry in operator.entries.items()}
+        entries: Entries = {}
+        for operator in self.operators.values():
+            entries |= operator.asks | operator.entries
+        return entries
 
     def set_progress(self, frames: int, progress: float) -> None:
         """See `MemoryOperator.set_progress`."""

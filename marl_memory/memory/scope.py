@@ -57,6 +57,8 @@ class Scope(nn.Module):
         self.register_buffer("members", torch.tensor(flat), persistent=False)
         self.register_buffer("places", torch.tensor([flat.index(i) for i in agents]), persistent=False)
         self.register_buffer("present", torch.tensor(present), persistent=False)
+        self.bank_of: Tensor
+        self.register_buffer("bank_of", self.places // widest, persistent=False)
         self.all_present = bool(self.present.all())
         self.joint = name == "centralized"
         self.features = spec.state_size if self.joint else spec.observation_size
@@ -124,6 +126,10 @@ class Scope(nn.Module):
         y = y.reshape(self.banks, -1, self.per_step, *tail).transpose(0, 1)
         y = y.reshape(-1, self.banks * self.per_step, *tail).index_select(1, self.places)
         return y.reshape(*batch, self.n_agents, *tail)
+
+    def per_agent(self, x: Tensor) -> Tensor:
+        """What belongs to banks and their payloads, ``[G, S]``, for each agent: ``[A, 1]``."""
+        return (x.view(-1) if self.joint else x[self.bank_of, 0]).unsqueeze(-1)
 
     def living(self, alive: Tensor) -> Tensor:
         """Which payloads ``[G, R, S]`` are an agent's that lives, of ``alive`` ``[*B, A]``; filled-up rows are not."""

@@ -7,11 +7,14 @@ only the global one) and because masks and padding are part of every call.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+
+from marl_memory.functional.transport import categorical_kl, gaussian_kl, gaussian_w2
 
 LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 """The logit of a forbidden action."""
@@ -60,6 +63,19 @@ class MaskedCategorical:
         """``[*B, A]`` in nats, exact (the generator is not used)."""
         return -torch.where(self.mask, self.log_probs.exp() * self.log_probs, 0.0).sum(-1)
 
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """``log_probs`` ``[*B, A, P]``."""
+        return {"log_probs": self.log_probs}
+
+    def kl_from(self, reference: Mapping[str, Tensor]) -> Tensor:
+        """KL(p*‖π) ``[*B, A]`` of ``log_probs`` ``[*B, A, P]``."""
+        return categorical_kl(reference["log_probs"], self.log_probs)
+
+    def w2_from(self, reference: Mapping[str, Tensor]) -> Tensor:
+        """Between categoricals there is none: it needs a cost."""
+        raise ValueError("W₂² is one between Gaussians")
+
 
 class TanhNormal:
     r"""A diagonal Gaussian squashed into a box: a = low + (high − low)(tanh(u) + 1)/2, u ~ N(loc, scale²).
@@ -105,6 +121,27 @@ class TanhNormal:
         """``[*B, A]`` in nats: a one-sample, reparameterised estimate (there is no closed form)."""
         noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
         return -self._log_prob_of(self.loc + self.scale * noise)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """``loc`` and ``scale`` ``[*B, A, P]``, before squashing."""
+        return {"loc": self.loc, "scale": self.scale}
+
+    def kl_from(self, reference: Mapping[str, Tensor]) -> Tensor:
+        """KL(p*‖π) ``[*B, A]`` of ``loc`` and ``scale`` ``[*B, A, P]``; before squashing, which changes nothing."""
+        return gaussian_kl(*self._beside(reference))
+
+    def w2_from(self, reference: Mapping[str, Tensor]) -> Tensor:
+        """W₂² ``[*B, A]`` before squashing."""
+        return gaussian_w2(*self._beside(reference))
+
+    def _beside(self, reference: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means and deviations of both; equal in padded dimensions."""
+        pairs = ((reference["loc"], self.loc, 0.0), (reference["scale"], self.scale, 1.0))
+        (m, loc), (s, scale) = (
+            (torch.where(self.valid, theirs, one), torch.where(self.valid, ours, one)) for theirs, ours, one in pairs
+        )
+        return m, s, loc, scale
 
 
 Distribution = MaskedCategorical | TanhNormal

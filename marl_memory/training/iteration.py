@@ -69,6 +69,7 @@ class OnPolicyIteration:
         memory.act(Stage.TARGET, batch)
         memory.act(Stage.REGION, batch)
         memory.act(Stage.REPLAY, batch)
+        metrics |= {key: value.item() for key, value in memory.metrics(Stage.REGION, batch).items()}
         losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
         algorithm.finish_update(batch)
 

@@ -1,0 +1,324 @@
+"""Mnemo for stochastic policies: a region around what was done before at similar states."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from marl_memory.functional.transport import (
+    categorical_barycenter,
+    categorical_kl,
+    gaussian_barycenter,
+    gaussian_kl,
+    ordinal_cost,
+    structured_cost,
+    value_cost,
+)
+from marl_memory.keys import Entries, Entry
+from marl_memory.memory.fixed_point import TINY, FixedPointGate
+from marl_memory.memory.operator import MemoryOperator, Stage, put
+from marl_memory.memory.trace import Trace
+from marl_memory.spec import TaskSpec
+
+NAME = "barycenter_region"
+
+COSTS = ("one_hot", "ordinal", "structured", "value")
+
+REPORT = ("mass", "effective_neighbours", "omega", "kl")
+"""Of each row and agent: W, n_e, ω and KL(p*‖π)."""
+
+
+class BarycenterRegion(MemoryOperator):
+    r"""Draws the policy to a barycenter of past action distributions at neighbouring states.
+
+    Remembered after every update: the distributions $\nu_i = \pi(\cdot|s_i)$ that acted.  Recalled at state s, with
+    the weights $w_i$ of `RingStore`, their sum W, $a_i = w_i / W$ and $\omega(s) = W / (W + c)$:
+
+    $$
+    p^*(\cdot|s) = \arg\min_p\; \omega \sum_i a_i D(p, \nu_i) + \tfrac{1}{\lambda} \mathrm{KL}(p \,\|\, \pi), \qquad
+    L = L_{\mathrm{host}} + c_M\, \mathbb{E}\,[\omega(s)\, \mathrm{KL}(p^*(\cdot|s) \,\|\, \pi_\varphi(\cdot|s))]
+    $$
+
+    D is $W_2^2$ between diagonal Gaussians (before squashing), divided by the number of dimensions, or the debiased
+    entropic transport between categoricals.  Solved once for a batch, with π the policy that collected it.  ω is
+    multiplied by strength and by the fixed-point gate of `FixedPointGate`, whose δ is the advantage in units of the
+    value targets.  With an empty memory ω = 0: exactly the host.
+
+    This is our instantiation of the published abstract of "Mnemo: Policy Learning Accelerated by Experience" (2026);
+    the paper's own method may differ.
+
+    Args:
+        spec: the task.
+        seed: the run's seed; ``policy="simhash"`` and ``payloads="shuffled"`` draw from it.
+        scope, capacity, budget, policy, neighbours, half_life, min_rows: see `GradientField`.
+        coefficient: $c_M$.
+        mass_half: c.
+        lam: λ at the start.
+        radius: the median KL(p*‖π) that λ is adapted to; None: λ stays.
+        divergence: ``kl``, or ``w2`` in its place in L (Gaussians).
+        cost: between actions: ``one_hot``, ``ordinal``, ``structured`` (the task's action embedding) or ``value``
+            (|Q(s, a) − Q(s, b)|, which someone must write as ``action_values``).
+        eps: ε of the entropic transport.
+        iterations: of its solver.
+        quality: τ of weights exp(Â/τ) by which better rows count more; None: all count alike.
+        fixed_point_gate, gate_slope, gamma: see `GradientField`.
+        strength, strength_final: see `MemoryOperator`.
+        payloads: ``own``, or ``shuffled``: distributions are stored with the keys of other rows (a control).
+
+    Raises:
+        ValueError: for a value out of range, a cost or divergence that the actions do not admit, or a scope that the
+            task does not.
+    """
+
+    stage: ClassVar[Stage] = Stage.REGION
+    writes_on: ClassVar[Literal["collection", "update"]] = "update"
+
+    def __init__(
+        self,
+        *,
+        spec: TaskSpec,
+        seed: int = 0,
+        scope: str | None = None,
+        capacity: int = 4096,
+        budget: str = "total",
+        policy: str = "merge",
+        neighbours: int = 16,
+        half_life: float | None = 50_000.0,
+        min_rows: int | None = None,
+        coefficient: float = 0.5,
+        mass_half: float = 1.0,
+        lam: float = 1.0,
+        radius: float | None = 0.015,
+        divergence: Literal["kl", "w2"] = "kl",
+        cost: Literal["one_hot", "ordinal", "structured", "value"] = "one_hot",
+        eps: float = 0.1,
+        iterations: int = 30,
+        quality: float | None = None,
+        fixed_point_gate: bool = True,
+        gate_slope: float = 1.0,
+        gamma: float = 0.99,
+        strength: float = 1.0,
+        strength_final: float | None = None,
+        payloads: Literal["own", "shuffled"] = "own",
+    ) -> None:
+        super().__init__(strength=strength, strength_final=strength_final)
+        _check(spec, cost, divergence)
+        for name, value in (("coefficient", coefficient), ("lam", lam), ("mass_half", mass_half)):
+            if not value > 0:
+                raise ValueError(f"{name}={value!r} must be positive")
+        for name, value in (("radius", radius), ("quality", quality)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r} must be positive, or null")
+        self.spec, k, p = spec, spec.keys, spec.action_size
+        self.coefficient, self.mass_half, self.radius, self.divergence = coefficient, mass_half, radius, divergence
+        self.cost_name, self.eps, self.iterations, self.quality = cost, eps, iterations, quality
+        self.width = 2 * p if spec.continuous else p
+        self.trace = Trace(
+            NAME,
+            spec,
+            scope=scope,
+            capacity=capacity,
+            budget=budget,
+            payload_size=self.width + 2,
+            signal_size=None,
+            policy=policy,
+            neighbours=neighbours,
+            half_life=half_life,
+            min_rows=min_rows,
+            payloads=payloads,
+            seed=seed,
+        )
+        self.scope = self.trace.scope
+        self.gate = FixedPointGate(k, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
+        self.first_lam = lam
+        self.register_buffer("lam", torch.tensor(float(lam)))
+        self.register_buffer("valid", torch.tensor(spec.action_valid), persistent=False)
+        self.register_buffer("cost", _cost(spec, cost), persistent=False)
+        shape = (spec.n_agents, p)
+        self.references = {name: (*k.region, NAME, name) for name in _parameters(spec)}
+        self.weight = (*k.region, NAME, "weight" if divergence == "kl" else "w2_weight")
+        self._entries: Entries = {
+            **self.trace.entries,
+            **{key: Entry(shape) for key in self.references.values()},
+            self.weight: Entry((spec.n_agents,)),
+            self.report: Entry((spec.n_agents, len(REPORT))),
+        }
+        read: list[Any] = [*self.trace.in_keys, *(k.policy(name) for name in _parameters(spec))]
+        read += [] if spec.continuous else [k.action_mask]
+        read += [k.action_values] if cost == "value" else []
+        read += [k.value, k.value_target] if fixed_point_gate else []
+        self.in_keys, self.out_keys = read, list(self._entries)
+        self.write_keys = [*read, *self.trace.entries, self.report]
+        self.write_keys += [k.learn_reward] if fixed_point_gate else []
+        self.write_keys += [k.advantage] if quality is not None else []
+
+    lam: Tensor
+    """``[]``: λ now."""
+    valid: Tensor
+    cost: Tensor | None
+    """``[P, P]`` between actions; None: ``one_hot``, or one for each state."""
+
+    report = ("learn", NAME, "report")
+    """``[*B, A, 4]``, see `REPORT`."""
+
+    @property
+    def asks(self) -> Entries:
+        """See `MemoryOperator.asks`."""
+        k, shape = self.spec.keys, (self.spec.n_agents, self.spec.action_size)
+        asked = {k.policy(name): Entry(shape) for name in _parameters(self.spec)}
+        return {**asked, k.action_values: Entry(shape)} if self.cost_name == "value" else asked
+
+    @property
+    def entries(self) -> Entries:
+        """See `MemoryOperator.entries`."""
+        return self._entries
+
+    def __len__(self) -> int:
+        return len(self.trace.store)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.trace.store.clear()
+        self.lam.fill_(self.first_lam)
+        if self.gate is not None:
+            self.gate.clear()
+
+    def set_progress(self, frames: int, progress: float) -> None:
+        """See `MemoryOperator.set_progress`."""
+        super().set_progress(frames, progress)
+        self.trace.store.now.fill_(frames)
+
+    # ---------------------------------------------------------------------------------------------------------- recall
+
+    @torch.no_grad()
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        """Set p* (its parameters, ``[*B, A, P]``) and its weight in the loss ``[*B, A]``."""
+        scope, store = self.scope, self.trace.store
+        found, weights = self.trace.find(td)
+        past, error, quality = self.trace.take(store.payload, found).split([self.width, 1, 1], -1)
+        mass = self.trace.take(store.mass, found).clamp(min=1)
+        weights = weights * quality.squeeze(-1)
+        total = weights.sum(2)
+        effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)
+        around = (weights * error.squeeze(-1)).sum(2)
+        numbers = scope.to_agents(torch.stack([total, effective, around], -1), td.batch_size)
+        total, effective, around = numbers.unbind(-1)
+        # [G, R, K, S, …] → [*B, A, K, …]
+        past = scope.to_agents(past.movedim(2, 3), td.batch_size)
+        shares = scope.to_agents(weights.movedim(2, 3), td.batch_size) / total.clamp(min=TINY).unsqueeze(-1)
+        omega = total / (total + self.mass_half)
+        kl = self._solve(td, past, shares, omega)
+        omega = omega * self.strength
+        if self.gate is not None:
+            omega = omega * self.gate(self._advantage(td), around, total)
+        omega = torch.where(td.get(self.spec.keys.alive), omega, 0.0)
+        put(td, self.weight, self.coefficient * omega)
+        put(td, self.report, torch.stack([total, effective, omega, kl], -1))
+        return td
+
+    def _solve(self, td: TensorDictBase, past: Tensor, shares: Tensor, omega: Tensor) -> Tensor:
+        """Set p* from distributions ``[*B, A, K, width]`` with shares ``[*B, A, K]``; KL(p*‖π) ``[*B, A]``."""
+        k, p = self.spec.keys, self.spec.action_size
+        present = [td.get(k.policy(name)) for name in _parameters(self.spec)]
+        if self.spec.continuous:
+            loc, scale = present
+            means, stds = past.split([p, p], -1)
+            # Where there is no neighbour a row of the store is read all the same: any deviation will do.
+            stds = torch.where(shares.unsqueeze(-1) > 0, stds, 1.0)
+            dimensions = self.valid.sum(-1)
+            mean, std = gaussian_barycenter(loc, scale, means, stds, shares, omega / dimensions, self.lam)
+            mean, std = torch.where(self.valid, mean, loc), torch.where(self.valid, std, scale)
+            put(td, self.references["loc"], mean)
+            put(td, self.references["scale"], std)
+            return gaussian_kl(mean, std, loc, scale)
+        (log_probs,) = present
+        cost = value_cost(td.get(k.action_values)) if self.cost_name == "value" else self.cost
+        best = categorical_barycenter(
+            log_probs,
+            past.clamp(min=TINY).log(),
+            shares,
+            omega,
+            self.lam,
+            cost=cost,
+            eps=self.eps,
+            iterations=self.iterations,
+            mask=td.get(k.action_mask),
+        )
+        put(td, self.references["log_probs"], best)
+        return categorical_kl(best, log_probs)
+
+    def _advantage(self, td: TensorDictBase) -> Tensor:
+        """δ ``[*B, A]``: the advantage before normalisation."""
+        k = self.spec.keys
+        return (td.get(k.value_target) - td.get(k.value))[..., 0]
+
+    # --------------------------------------------------------------------------------------------------------- remember
+
+    @torch.no_grad()
+    def write(self, td: TensorDictBase) -> None:
+        """Remember the distributions that acted, and bring λ nearer to the radius."""
+        k, alive = self.spec.keys, td.get(self.spec.keys.alive)
+        if self.gate is not None:
+            self.gate.update(td)
+        parts: list[Tensor] = [td.get(k.policy(name)) for name in _parameters(self.spec)]
+        if not self.spec.continuous:
+            parts = [parts[0].exp()]  # a mean of probabilities is a mixture, of logarithms it would forget modes
+        parts = [torch.where(self.valid, part, 0.0) for part in parts]
+        error = torch.zeros_like(parts[0][..., :1]) if self.gate is None else self._advantage(td).unsqueeze(-1)
+        quality = torch.ones_like(error)
+        if self.quality is not None:
+            quality = (td.get(k.advantage) / self.quality).clamp(-5, 5).exp()
+        self._adapt(td.get(self.report), alive)
+        self.trace.write(td, torch.cat([*parts, error, quality], -1))
+
+    def _adapt(self, report: Tensor, alive: Tensor) -> None:
+        """λ ← λ · radius / median KL(p*‖π), by a factor of 2 at most."""
+        if self.radius is None:
+            return
+        total, kl = report[..., 0], report[..., REPORT.index("kl")]
+        used = kl[alive & (total > 0)]
+        if len(used):
+            self.lam.mul_((self.radius / used.median().clamp(min=TINY)).clamp(0.5, 2.0)).clamp_(1e-3, 1e4)
+
+    def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
+        """Means over living agents of what `REPORT` lists, and the state of the memory."""
+        alive = td.get(self.spec.keys.alive)
+        living = torch.where(alive.unsqueeze(-1), td.get(self.report), 0.0)
+        means = living.flatten(0, -2).sum(0) / alive.sum().clamp(min=1)
+        store = self.trace.store
+        return {
+            "rows": store.held.sum().float(),
+            "strength": torch.tensor(self.strength),
+            "lam": self.lam.clone(),
+            "rejected": store.rejected.sum().float(),
+            **dict(zip(REPORT, means.unbind(), strict=True)),
+        }
+
+
+def _parameters(spec: TaskSpec) -> tuple[str, ...]:
+    """What a policy's distribution is described by."""
+    return ("loc", "scale") if spec.continuous else ("log_probs",)
+
+
+def _check(spec: TaskSpec, cost: str, divergence: str) -> None:
+    if cost not in COSTS:
+        raise ValueError(f"cost={cost!r} must be one of {', '.join(COSTS)}")
+    if divergence not in ("kl", "w2"):
+        raise ValueError(f"divergence={divergence!r} must be 'kl' or 'w2'")
+    if spec.continuous and cost != "one_hot":
+        raise ValueError(f"cost={cost!r} is one between discrete actions; those of {spec.name} are continuous")
+    if not spec.continuous and divergence == "w2":
+        raise ValueError(f"divergence='w2' is one between Gaussians; {spec.name} has discrete actions: use 'kl'")
+    if cost == "structured" and spec.action_embedding is None:
+        raise ValueError(f"cost='structured' needs an embedding of the actions, which {spec.name} does not give")
+
+
+def _cost(spec: TaskSpec, name: str) -> Tensor | None:
+    if name == "ordinal":
+        return ordinal_cost(spec.action_size)
+    if name == "structured":
+        return structured_cost(torch.tensor(spec.action_embedding))
+    return None

@@ -1,0 +1,128 @@
+"""A store and its scope together: what an operator remembers of a task's rows, and finds again."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Generator, Tensor, nn
+
+from marl_memory.keys import Entries, Entry
+from marl_memory.memory.operator import put
+from marl_memory.memory.scope import Scope
+from marl_memory.memory.store import Neighbours, RingStore
+from marl_memory.spec import TaskSpec
+
+
+class Trace(nn.Module):
+    """Reads keys, life and row numbers from a TensorDict ``[*B]``, and speaks to a `RingStore` in banks.
+
+    ``found`` leaves what was found in the TensorDict, so that a later write of the same rows need not search again.
+
+    Args:
+        name: of the operator, under which its entries lie.
+        spec: the task.
+        scope, capacity, budget: see `Scope`.
+        payload_size: P.
+        signal_size, policy, neighbours, half_life: see `RingStore`.
+        min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
+        shuffled: whether payloads are stored with the keys of other rows (a control).
+        seed: of projections and shuffles.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: TaskSpec,
+        *,
+        scope: str | None,
+        capacity: int,
+        budget: str,
+        payload_size: int,
+        signal_size: int | None,
+        policy: str,
+        neighbours: int,
+        half_life: float | None,
+        min_rows: int | None,
+        payloads: str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if payloads not in ("own", "shuffled"):
+            raise ValueError(f"payloads={payloads!r} must be 'own' or 'shuffled'")
+        self.spec, self.shuffled = spec, payloads == "shuffled"
+        self.scope = Scope(scope or "shared", spec)
+        rows = self.scope.rows_per_bank(capacity, budget)
+        self.generator = Generator().manual_seed(seed)
+        self.store = RingStore(
+            banks=self.scope.banks,
+            rows=rows,
+            features=self.scope.features,
+            payloads=self.scope.payloads,
+            payload_size=payload_size,
+            signal_size=signal_size,
+            policy=policy,
+            neighbours=neighbours,
+            half_life=half_life,
+            generator=self.generator,
+        )
+        self.min_rows = min(1000, rows // 4) if min_rows is None else min_rows
+        self.rows_key, self.squared_key = (("learn", name, entry) for entry in ("rows", "squared"))
+        own = () if self.scope.joint else (spec.n_agents,)
+        self.entries: Entries = {
+            self.rows_key: Entry((*own, neighbours), torch.int64),
+            self.squared_key: Entry((*own, neighbours)),
+        }
+        k = spec.keys
+        self.in_keys = [k.state if self.scope.joint else k.observation, k.alive, k.row]
+
+    def get_extra_state(self) -> Tensor:
+        """The generator's state."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The inverse of `get_extra_state`."""
+        self.generator.set_state(state)
+
+    @torch.no_grad()
+    def find(self, td: TensorDictBase) -> tuple[Neighbours, Tensor]:
+        """The neighbours of every row, and their weights ``[G, R, K, S]``; 0 where the bank is not to act yet."""
+        found = self.store.nearest(self.scope.keys_of(td))
+        put(td, self.rows_key, self._to_rows(found.rows, td))
+        put(td, self.squared_key, self._to_rows(found.squared, td))
+        weights = self.store.weights(found, self._numbers(td))
+        ready = self.store.held >= self.min_rows
+        return found, weights if bool(ready.all()) else weights * ready.view(-1, 1, 1, 1)
+
+    def take(self, entry: Tensor, found: Neighbours) -> Tensor:
+        """Of the neighbours, ``[G, R, K, …]``."""
+        return self.store.take(entry, found.rows)
+
+    @torch.no_grad()
+    def write(self, td: TensorDictBase, payload: Tensor) -> None:
+        """Remember ``payload`` ``[*B, A, P]`` of the living; follows `find` on the same rows."""
+        live, rows = self.scope.living(td.get(self.spec.keys.alive)), self.scope.to_banks(payload)
+        if self.shuffled:
+            order = torch.randperm(rows.shape[1], generator=self.generator)
+            rows, live = rows[:, order], live & live[:, order]
+        found = Neighbours(self._to_banks(td.get(self.rows_key)), self._to_banks(td.get(self.squared_key)))
+        self.store.write(self.scope.keys_of(td), rows, live, self._numbers(td), found)
+
+    def _numbers(self, td: TensorDictBase) -> Tensor | None:
+        """``[G, R]``: a number for each payload's row, by which it is known not to be a neighbour of its own."""
+        row: Tensor | None = td.get(self.spec.keys.row, None)
+        if row is None:
+            return None
+        if self.scope.joint:
+            return row.reshape(1, -1)
+        agents = torch.arange(self.spec.n_agents, device=row.device)
+        return self.scope.to_banks(row.unsqueeze(-1) * self.spec.n_agents + agents, trailing=0).squeeze(2)
+
+    def _to_rows(self, x: Tensor, td: TensorDictBase) -> Tensor:
+        """``[G, R, K] → [*B, A, K]``, or ``[*B, K]`` where rows are the team's."""
+        if self.scope.joint:
+            return x.reshape(*td.batch_size, x.shape[-1])
+        return self.scope.to_agents(x.unsqueeze(2), td.batch_size)
+
+    def _to_banks(self, x: Tensor) -> Tensor:
+        """The inverse of `_to_rows`."""
+        return x.reshape(1, -1, x.shape[-1]) if self.scope.joint else self.scope.to_banks(x).squeeze(2)

@@ -57,11 +57,11 @@ def nearest(
 
     $$ d^2(q, r) = \sum_j (q_j - r_j)^2 $$
 
-    Rows are sifted by $\|r - c\|^2 - 2 \langle q - c, r - c\rangle$ with c the mean of the bank's queries, which is one
-    matrix product, and the survivors are compared by differences: returned distances carry no cancellation, and a
-    row equal to its query is at exactly 0.  Sifting rounds: a row may be missed for one whose $d^2$ is larger
-    by up to some $2 (1 + \sqrt D)\, \epsilon\, \|q - c\|^2$, ε the precision of the type.  It takes products in full
-    precision, PyTorch's default.
+    Rows are sifted by $\|r - c\|^2 - 2 \langle q - c, r - c\rangle$ with c the mean of a block of the bank's queries,
+    which is one matrix product, and the survivors are compared by differences: returned distances carry no
+    cancellation, and a row equal to its query is at exactly 0.  Sifting rounds: a row may be missed for one whose
+    $d^2$ is larger by up to some $2 (1 + \sqrt D)\, \epsilon\, \|q - c\|^2$, ε the precision of the type.  It takes
+    products in full precision, PyTorch's default.
 
     At a time it holds blocks of about ``BLOCK`` and ``SCRATCH`` elements and N row numbers, never Q·N; only where one
     query takes more, G·max(N/16, 16·k·D).  ``rows`` that are not contiguous are copied once.

@@ -329,6 +329,7 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
     toward = torch.cat([(queries - centre) * -2, queries.new_ones(g, q, 1)], -1)
     size = max((BLOCK_CUDA if rows.is_cuda else BLOCK) // (g * max(q, 1)) // group, WIDTH) * group
     minima = rows.new_empty(g, q, -(-n // group))
+    memory = rows.new_empty(g * q * min(size, n))  # one for all blocks: fresh pages cost as much as the product
     members: list[Tensor] = []
     first = 0
     for start in range(0, n, size):
@@ -339,7 +340,8 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
         norms = some.square().sum(-1, keepdim=True)
         if away is not None:
             norms.masked_fill_(away, torch.inf)
-        scores = torch.bmm(toward, torch.cat([some, norms], -1).mT)
+        into = memory[: g * q * some.shape[1]].view(g, q, some.shape[1])
+        scores = torch.bmm(toward, torch.cat([some, norms], -1).mT, out=into)
         if short := -scores.shape[2] % group:
             scores = pad(scores, (0, short), value=torch.inf)
         columns = scores.shape[2] // group

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Elements of one block of scores on a CPU: 1 MiB of float32 stays in a core's L2 cache between the product and the
+# Elements of one block of scores on a CPU: 2 MiB of float32 stay in a core's caches between the product and the
 # minima.  Larger blocks gain nothing; a GPU wants few, large kernels.
-BLOCK = 2**18
+BLOCK = 2**19
 BLOCK_CUDA = 2**24
 # Elements of the tensors that live from block to block; they decide how many queries are treated at a time.
 SCRATCH = 2**22
@@ -57,13 +57,14 @@ def nearest(
 
     $$ d^2(q, r) = \sum_j (q_j - r_j)^2 $$
 
-    Rows are sifted by $\|r - c\|^2 - 2 \langle q - c, r - c\rangle$ with c the mean of the bank's queries, which is one
-    matrix product, and the survivors are compared by differences: returned distances carry no cancellation, and a
-    row equal to its query is at exactly 0.  Sifting rounds: a row may be missed for one whose $d^2$ is larger
-    by some $8\,\epsilon\,\|q - c\|^2$, ε the precision of the type (products in full precision are PyTorch's default).
+    Rows are sifted by $\|r - c\|^2 - 2 \langle q - c, r - c\rangle$ with c the mean of a block of the bank's queries,
+    which is one matrix product, and the survivors are compared by differences: returned distances carry no
+    cancellation, and a row equal to its query is at exactly 0.  Sifting rounds: a row may be missed for one whose
+    $d^2$ is larger by up to some $2 (1 + \sqrt D)\, \epsilon\, \|q - c\|^2$, ε the precision of the type.  It takes
+    products in full precision, PyTorch's default.
 
-    Beyond its arguments and results it holds about ``BLOCK`` + 2 ``SCRATCH`` elements, or G·N/16 and G·k·16·D where
-    those of a single query are more; never Q·N.
+    At a time it holds blocks of about ``BLOCK`` and ``SCRATCH`` elements and N row numbers, never Q·N; only where one
+    query takes more, G·max(N/16, 16·k·D).  ``rows`` that are not contiguous are copied once.
 
     Args:
         queries: ``[G, Q, D]`` float32 or float64, finite.
@@ -97,14 +98,14 @@ def nearest(
             # of those k groups holds a row (its minimum) that is no farther.
             chosen = _smallest(minima, min(sought, minima.shape[-1]))
             candidates = members[chosen].flatten(2)
-            missing = candidates >= n
-            candidates = candidates.clamp_(max=n - 1)
-            if valid is not None:
-                missing |= ~valid.gather(1, candidates.flatten(1)).view_as(candidates)
-            best = _closest(some, _take(rows, candidates), sought, missing)
-            index, none = candidates.gather(-1, best), missing.gather(-1, best)
-            squared = _squared(some, _take(rows, index)).masked_fill_(none, torch.inf)
-            parts.append(_finish(squared, index, k, None if exclude is None else exclude[:, part]))
+            missing = None
+            if n % group or valid is not None:
+                missing = candidates >= n
+                candidates = candidates.clamp_(max=n - 1)
+                if valid is not None:
+                    missing |= ~valid.gather(1, candidates.flatten(1)).view_as(candidates)
+            squared, place = _closest(some, _take(rows, candidates), sought, missing)
+            parts.append(_finish(squared, candidates.gather(-1, place), k, exclude, part))
     return _join(parts)
 
 
@@ -135,8 +136,8 @@ def nearest_listed(
     rows in place of codes.
     """
     g, m, size, d = lists.pieces.shape
-    rows, numbers = lists.pieces.view(g, m * size, d), lists.numbers.view(g, m * size)
-    _check(queries, rows, k, exclude)
+    pieces = lists.pieces.view(g, m, size * d)
+    _check(queries, lists.pieces.view(g, m * size, d), k, exclude)
     c = lists.centroids.shape[1]
     if not 1 <= probes <= c:
         raise ValueError(f"probes must be in [1, {c}], the number of lists; got {probes}")
@@ -151,12 +152,11 @@ def nearest_listed(
         for part in _query_blocks(queries, looked_at * size * d):
             some = queries[:, part]
             chosen = _places(starts[:, part], lengths[:, part], looked_at, m - 1)
-            near = _take(rows.view(g, m, size * d), chosen).view(g, -1, looked_at * size, d)
-            best = _closest(some, near, sought)
-            place = chosen.gather(-1, best // size) * size + best % size
-            squared = _squared(some, _take(rows, place))
-            index = numbers.gather(1, place.flatten(1)).view_as(place)
-            parts.append(_finish(squared, index, k, None if exclude is None else exclude[:, part]))
+            near = _take(pieces, chosen).view(g, -1, looked_at * size, d)
+            squared, place = _closest(some, near, sought)
+            place = chosen.gather(-1, place // size) * size + place % size
+            index = lists.numbers.view(g, m * size).gather(1, place.flatten(1)).view_as(place)
+            parts.append(_finish(squared, index, k, exclude, part))
     return _join(parts)
 
 
@@ -267,8 +267,8 @@ def invert(rows: Tensor, assigned: Tensor, centroids: Tensor) -> InvertedLists:
     offsets = pad(lengths.cumsum(1), (1, 0))
     place = torch.arange(n, device=rows.device) + (offsets * PIECE - first).gather(1, by_list)
     m = -(-n // PIECE) + c + 2
-    pieces = rows.new_full((g, m * PIECE, d), torch.inf)
-    pieces.scatter_(1, place.unsqueeze(-1).expand(-1, -1, d), _take(rows, order))
+    pieces = rows.new_full((g * m * PIECE, d), torch.inf)
+    pieces.index_copy_(0, (place + bank * (m * PIECE)).flatten(), _take(rows, order).flatten(0, 1))
     numbers = order.new_zeros(g, m * PIECE).scatter_(1, place, order)
     return InvertedLists(centroids, pieces.view(g, m, PIECE, d), numbers.view(g, m, PIECE), offsets)
 
@@ -329,6 +329,7 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
     toward = torch.cat([(queries - centre) * -2, queries.new_ones(g, q, 1)], -1)
     size = max((BLOCK_CUDA if rows.is_cuda else BLOCK) // (g * max(q, 1)) // group, WIDTH) * group
     minima = rows.new_empty(g, q, -(-n // group))
+    memory = rows.new_empty(g * q * min(size, n))  # one for all blocks: fresh pages cost as much as the product
     members: list[Tensor] = []
     first = 0
     for start in range(0, n, size):
@@ -339,7 +340,8 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
         norms = some.square().sum(-1, keepdim=True)
         if away is not None:
             norms.masked_fill_(away, torch.inf)
-        scores = torch.bmm(toward, torch.cat([some, norms], -1).mT)
+        into = memory[: g * q * some.shape[1]].view(g, q, some.shape[1])
+        scores = torch.bmm(toward, torch.cat([some, norms], -1).mT, out=into)
         if short := -scores.shape[2] % group:
             scores = pad(scores, (0, short), value=torch.inf)
         columns = scores.shape[2] // group
@@ -384,29 +386,26 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.reshape(g * n, d).index_select(0, (index + first).flatten()).view(*index.shape, d)
 
 
-def _closest(queries: Tensor, near: Tensor, k: int, missing: Tensor | None = None) -> Tensor:
-    """Where the k ≤ M nearest of each query's candidates ``[G, Q, M, D]`` stand, ``[G, Q, k]``, in no order."""
+def _closest(queries: Tensor, near: Tensor, k: int, missing: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Squared distances of the k ≤ M nearest of each query's candidates ``[G, Q, M, D]``, ascending; their places."""
     at, shape = queries.flatten(0, 1).unsqueeze(1), near.shape[:3]
-    # cdist without products sums squared differences in one pass; its root keeps the order.
+    # cdist without products sums squared differences in one pass.
     distance = torch.cdist(at, near.flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist").view(shape)
     if missing is not None:
         distance.masked_fill_(missing, torch.inf)
-    return distance.topk(k, largest=False, sorted=False).indices
+    found, place = distance.topk(k, largest=False)
+    return found.square_(), place
 
 
-def _squared(queries: Tensor, rows: Tensor) -> Tensor:
-    """Squared distances by differences: ``[G, Q, D]`` and ``[G, Q, k, D]`` to ``[G, Q, k]``."""
-    return (rows - queries.unsqueeze(2)).square_().sum(-1)
-
-
-def _finish(squared: Tensor, index: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Found rows ``[G, Q, K]`` as ``nearest`` returns them: without the excluded ones, ascending, k of them."""
+def _finish(squared: Tensor, index: Tensor, k: int, exclude: Tensor | None, part: slice) -> tuple[Tensor, Tensor]:
+    """Found rows ``[G, Q, K]``, ascending, as ``nearest`` returns them: without the excluded ones, k of them."""
     if exclude is not None:
-        squared = squared.masked_fill(index == exclude.unsqueeze(-1), torch.inf)
-    squared, rank = squared.sort(-1)
-    index = index.gather(-1, rank).masked_fill_(squared == torch.inf, 0)
+        squared = squared.masked_fill(index == exclude[:, part].unsqueeze(-1), torch.inf)
+        squared, rank = squared.sort(-1)
+        index = index.gather(-1, rank)
+    index = index.masked_fill_(squared == torch.inf, 0)
     short = k - index.shape[-1]  # negative where one more was sought
-    return pad(squared, (0, short), value=torch.inf), pad(index, (0, short))
+    return (squared, index) if short == 0 else (pad(squared, (0, short), value=torch.inf), pad(index, (0, short)))
 
 
 def _join(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

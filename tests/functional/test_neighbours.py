@@ -119,6 +119,20 @@ def test_large_offset_and_small_spacing() -> None:
     check((squared, index), rows[:, 500:1500:7], rows, brute_force(rows[:, 500:1500:7], rows, 3))
 
 
+@pytest.mark.parametrize("d", [2, 17, 64])
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
+def test_what_sifting_rounds_is_bounded(d: int, spread: float) -> None:
+    """Two heaps far apart, so tight that float32 scores can not tell their rows: the documented bound holds."""
+    rows = spread * normal(1, 4000, d)
+    rows[:, ::2, 0] += 2.0
+    queries = rows[:, :100] + 0.1 * spread * normal(1, 100, d, seed=1)
+    excess = nearest(queries, rows, 8)[0].double() - brute_force(queries, rows, 8)
+    from_centre = (queries - queries.mean(1, keepdim=True)).square().sum(-1, keepdim=True)
+    assert (excess <= 2 * (1 + d**0.5) * torch.finfo(torch.float32).eps * from_centre).all()
+    exact = nearest(queries.double(), rows.double(), 8)
+    check(exact, queries.double(), rows.double(), brute_force(queries, rows, 8))
+
+
 def test_banks_do_not_mix_and_views_are_searched() -> None:
     rows, queries = normal(4, 500, 12)[..., ::2], normal(7, 4, 6, seed=1).transpose(0, 1)
     squared, index = nearest(queries, rows, 4)

@@ -1,9 +1,9 @@
 """Which way of stepping is faster, by task: ``python -m benchmarks.stepping [task…] [--n-envs 8 16] [--turns 9]``.
 
-The three ways take turns of 0.2 s or so, so that whatever else runs falls on all, and each one's *fastest* turn counts: on
-a busy machine other programs take away most from those that use several cores.  Printed are µs of a vector step in which
-all environments are stepped or reset, with the adapter and without a policy, and how much faster it is than the serial
-one.  Not part of ``make bench``: it takes some minutes, and what is faster depends on the machine's cores.
+The three ways take turns of 0.2 s or so, and each one's *fastest* turn counts: on a busy machine other programs take
+away most from those that use several cores.  Printed are µs of a vector step, resets, adapter and all but without a
+policy, and how much faster than the serial one that is.  Not part of ``make bench``: it takes some minutes, and what is
+faster depends on the machine's cores.
 """
 
 from __future__ import annotations

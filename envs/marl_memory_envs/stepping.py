@@ -347,6 +347,11 @@ class Processes:
             raise
         self._portraits: list[Portrait] = [portrait for reply in replies for portrait in reply]
 
+    @property
+    def process_ids(self) -> list[int]:
+        """The workers', in the order of their environments."""
+        return [child.pid for child in self._children]
+
     def environments(self) -> list[ProcessEnv]:
         """The environments, as they are seen from here."""
         return [ProcessEnv(self, row, portrait) for row, portrait in enumerate(self._portraits)]

@@ -110,7 +110,7 @@ def play(env: VectorEnv, steps: int = 100) -> tuple[TensorDict, TensorDict]:
 
 
 def pids(env: VectorEnv) -> list[int]:
-    return [child.pid for child in processes(env)._children]
+    return processes(env).process_ids
 
 
 def processes(env: VectorEnv) -> Processes:
@@ -375,7 +375,7 @@ class Mine(Rendezvous):
 
 options = {"stepping": "processes", "workers": 2, "kwargs": {"mood": sys.argv[1]}}
 env = vector_env(Mine, n_envs=2, seed=0, **options)  # no guard: no second run of this file
-print(*(child.pid for child in env._stepping._children), flush=True)
+print(*env.envs[0].processes.process_ids, flush=True)
 td = env.reset()
 while True:
     _, td = env.step_and_maybe_reset(env.rand_action(td))

@@ -360,12 +360,12 @@ def test_threads_end_at_close() -> None:
 
 PROGRAM = """
 import sys, time
-from marl_memory_envs.toy import Rendezvous
-from marl_memory_envs.vector import vector_env
+from marl_memory_envs.stepping import Processes
+from marl_memory_envs.toy import MaskedDuel
 
-class Mine(Rendezvous):
+class Mine(MaskedDuel):
     def __init__(self, mood):
-        super().__init__()
+        super().__init__(danger=0, dragon=10**9, max_steps=10**9)
         self.mood = mood
 
     def step(self, actions):
@@ -373,12 +373,12 @@ class Mine(Rendezvous):
             time.sleep(1000)
         return super().step(actions)
 
-options = {"stepping": "processes", "workers": 2, "kwargs": {"mood": sys.argv[1]}}
-env = vector_env(Mine, n_envs=2, seed=0, **options)  # no guard: no second run of this file
-print(*env.envs[0].processes.process_ids, flush=True)
-td = env.reset()
+# No guard around it: this file is not run a second time.
+processes = Processes(Mine, {"mood": sys.argv[1]}, 2, workers=2, label="Mine")
+processes.reset([0, 1], [0, 1])
+print(*processes.process_ids, flush=True)
 while True:
-    _, td = env.step_and_maybe_reset(env.rand_action(td))
+    processes.step([0, 1], [{"first": 0, "second": 0}] * 2, [True] * 2)
 """
 
 

@@ -86,7 +86,7 @@ def overheads(repeats: int) -> Iterator[Row]:
     for name in ("CartPole", "LunarLander", "simple_spread"):
         env, beside = (vector_env(**tasks()[name], n_envs=16, seed=0) for _ in range(2))
         for vector in (env, beside):
-            vector.envs = [Timed(one) for one in vector.envs]  # type: ignore[assignment]
+            vector.envs[:] = [Timed(one) for one in vector.envs]  # type: ignore[list-item]
         actions, seeds = random_actions(env, STEPS), environment_seeds(0, 16)
 
         def ours(env: VectorEnv = env, actions: torch.Tensor = actions) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 
-from benchmarks.measure import Row, ratio, seconds, turns
+from benchmarks.measure import Row, calmest, ratio, seconds, turns
 from marl_memory.algorithms.ppo import PPO
 from marl_memory.algorithms.td3 import TD3
 from marl_memory.networks.mlp import MLP
@@ -86,7 +86,7 @@ def overheads(repeats: int) -> Iterator[Row]:
     for name in ("CartPole", "LunarLander", "simple_spread"):
         env, beside = (vector_env(**tasks()[name], n_envs=16, seed=0) for _ in range(2))
         for vector in (env, beside):
-            vector.envs = [Timed(one) for one in vector.envs]  # type: ignore[assignment]
+            vector.envs[:] = [Timed(one) for one in vector.envs]  # type: ignore[list-item]
         actions, seeds = random_actions(env, STEPS), environment_seeds(0, 16)
 
         def ours(env: VectorEnv = env, actions: torch.Tensor = actions) -> None:
@@ -97,15 +97,24 @@ def overheads(repeats: int) -> Iterator[Row]:
                 _, td = env.step_and_maybe_reset(td)
 
         raw = partial(raw_loop, beside.envs, actions.numpy(), seeds)
-        pairs = [(outside(ours, env.envs), outside(raw, beside.envs)) for _ in range(repeats + 2)][2:]
+        ours(), raw()
+        pairs, kept = calmest(partial(_outside_both, ours, env.envs, raw, beside.envs), _whole, repeats)
         values = [(mine - bare) / STEPS * 1e6 for (mine, _), (bare, _) in pairs]
         inside = statistics.median(within for (_, within), _ in pairs) / STEPS * 1e6
-        yield Row(
-            f"overhead of a vector step, {name}",
-            values,
-            "µs",
-            {"environments": 16, "µs inside the environments": round(inside)},
-        )
+        details = {"environments": 16, "µs inside the environments": round(inside), "calm turns": kept}
+        yield Row(f"overhead of a vector step, {name}", values, "µs", details)
+
+
+Outside = tuple[tuple[float, float], tuple[float, float]]
+"""Of ours and of the raw loop: seconds outside and inside the environments."""
+
+
+def _outside_both(ours: Callable[[], None], our_envs: list[Any], raw: Callable[[], None], envs: list[Any]) -> Outside:
+    return outside(ours, our_envs), outside(raw, envs)
+
+
+def _whole(turn: Outside) -> float:
+    return sum(map(sum, turn))
 
 
 def outside(work: Callable[[], None], envs: list[Any]) -> tuple[float, float]:

@@ -92,3 +92,8 @@ def own_state_size(env: ParallelEnv[str, Any, Any]) -> int | None:
     if state.ndim != 1:
         raise ValueError(f"state() of {env} has shape {state.shape}; right is one dimension: flatten it there")
     return state.size
+
+
+def spaces_of(env: ParallelEnv[str, Any, Any], agent: str) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """An agent's observation space and action space."""
+    return env.observation_space(agent), env.action_space(agent)

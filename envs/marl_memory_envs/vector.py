@@ -1,4 +1,4 @@
-"""N PettingZoo ParallelEnvs, stepped in one process as ONE TorchRL environment: one TensorDict per vector step.
+"""N PettingZoo ParallelEnvs, stepped as ONE TorchRL environment: one TensorDict per vector step.
 
 TorchRL's own route (a wrapper for each environment and a batched environment around them) costs several times what
 these simulators do, gives every environment of a `ParallelEnv` the same seed unless told otherwise, and ends an episode
@@ -16,19 +16,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo import ParallelEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.spec import TaskSpec
 from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
-from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, read_team
+from marl_memory_envs.spaces import AgentSpaces, own_state_size, pad_bounds, read_team, spaces_of
+from marl_memory_envs.stepping import (
+    Played,
+    ProcessEnv,
+    Processes,
+    Serial,
+    Stepping,
+    Threads,
+    WholeTeams,
+    check_stepping,
+    make_env,
+    missing,
+    worker_count,
+)
 
 Frame = dict[str, np.ndarray]
 """The entries of one vector step, each ``[N, …]``."""
-
-Answer = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]
-"""What a ParallelEnv's step returns: observations, rewards, terminations, truncations, infos."""
 
 COMMON = 1e-5
 """How far apart the rewards of a team may be, relative to their size, and still count as one."""
@@ -36,18 +46,6 @@ COMMON = 1e-5
 _SPACES = ("observation_space", "action_space")
 
 _ROOT = ("state", "done", "terminated", "truncated", "success")
-
-
-class WholeTeams:
-    """The rows of one vector step in which every agent acted and goes on acting: the usual case, written together.
-
-    ``observations`` and ``rewards`` hold one entry per agent, row after row.
-    """
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.observations: list[np.ndarray] = []
-        self.rewards: list[float] = []
 
 
 class VectorEnv(AgentsEnv):
@@ -70,9 +68,16 @@ class VectorEnv(AgentsEnv):
         success: the key in an agent's info which tells at the end of an episode whether it was won.
         max_episode_steps: the time limit that the environments themselves impose, in steps (checked, not imposed).
         group: the name of the agents' group in the TensorDict.
+        stepping: ``serial`` steps one environment after another, ``threads`` and ``processes`` some on each of the
+            workers; the numbers are the same. One environment alone is always stepped serially. In processes only
+            `vector_env` can make environments.
+        workers: how many threads or processes, at most; None: one per core. Never more than environments.
 
     Raises:
-        ValueError: for spaces that do not fit, environments that differ, or data that are not finite.
+        ValueError: for spaces that do not fit, environments that differ, data that are not finite, or values of
+            ``stepping`` and ``workers`` that do not exist or do not fit.
+        EnvironmentFailure: if an environment raises an error.
+        ChildProcessError: if a worker process ends before it should.
     """
 
     def __init__(
@@ -84,7 +89,10 @@ class VectorEnv(AgentsEnv):
         success: str | None = None,
         max_episode_steps: int | None = None,
         group: str = "agents",
+        stepping: str = "serial",
+        workers: int | None = None,
     ) -> None:
+        check_stepping(stepping, workers)
         agents = read_team(envs)
         state_size = own_state_size(envs[0])
         width = max(agent.observation_size for agent in agents)
@@ -108,9 +116,10 @@ class VectorEnv(AgentsEnv):
         self.frames_per_second = float(envs[0].metadata.get("render_fps", self.frames_per_second))
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
-        self._spaces = [{name: _spaces_of(env, name) for name in self._agents} for env in envs]
+        self._spaces = [{name: spaces_of(env, name) for name in self._agents} for env in envs]
         self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._team = list(spec.agents)
+        self._stepping = _stepping(self.envs, self._team, stepping, workers)
         self._agents_size = torch.Size((self.n_envs, spec.n_agents))
         self._dict_observations = any(agent.dict_observation for agent in agents)
         self._one_width = len(set(spec.observation_sizes)) == 1
@@ -131,8 +140,7 @@ class VectorEnv(AgentsEnv):
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close every environment."""
         if not self.is_closed:
-            for env in self.envs:
-                env.close()
+            self._stepping.close()
         super().close(raise_if_closed=raise_if_closed)
 
     def frames(self) -> list[np.ndarray]:
@@ -176,13 +184,11 @@ class VectorEnv(AgentsEnv):
         self._steps[rows] = 0
         self._cut[rows] = False
         readable = np.zeros_like(self._alive)
-        for row in rows:
-            env = self.envs[row]
-            seed = self._seeds[row] if everything else None
-            observations, infos = env.reset() if seed is None else env.reset(seed=seed)
+        starts = self._stepping.reset(rows, self._seeds if everything else [None] * len(rows))
+        for row, (observations, infos) in zip(rows, starts, strict=True):
             self._check_spaces(row)
-            self._listed[row] = list(env.agents)
-            self._read_row(frame, readable, row, observations, infos, env.agents)
+            self._listed[row] = list(self.envs[row].agents)
+            self._read_row(frame, readable, row, observations, infos, self._listed[row])
         if everything:
             self._seeds = [None] * self.n_envs
         self._complete(frame, readable, rows)
@@ -235,38 +241,25 @@ class VectorEnv(AgentsEnv):
 
     # ---- one row -----------------------------------------------------------------------------------------------------
 
-    def _play(self, rows: Sequence[int], actions: Any) -> tuple[WholeTeams, list[tuple[int, Answer]]]:
+    def _play(self, rows: Sequence[int], actions: Any) -> Played:
         """Step environments ``rows`` with ``actions``, lists ``[N][A]`` or an array ``[N, A, P]``; sorted answers."""
-        agents, team, whole = self._agents, self._team, WholeTeams()
-        envs, all_listed, acting, one_size = self.envs, self._listed, self._acting, self._one_size
-        others: list[tuple[int, Answer]] = []
+        agents, team, one_size, plain = self._agents, self._team, self._one_size, not self._dict_observations
+        all_listed, acting = self._listed, self._acting
+        sent: list[dict[str, Any]] = []
+        usual: list[bool] = []
         self._steps[slice(None) if len(rows) == self.n_envs else rows] += 1
         for row in rows:
-            env, listed, chosen = envs[row], all_listed[row], actions[row]
+            listed, chosen = all_listed[row], actions[row]
             if not listed:
                 raise RuntimeError(f"environment {row} is done: reset it before stepping it again")
             if one_size and listed == team:
-                sent = dict(zip(listed, chosen, strict=True))
+                sent.append(dict(zip(listed, chosen, strict=True)))
             elif self.task_spec.continuous:
-                sent = {name: chosen[(agent := agents[name]).index, : agent.action_size] for name in listed}
+                sent.append({name: chosen[(agent := agents[name]).index, : agent.action_size] for name in listed})
             else:
-                sent = {name: chosen[agents[name].index] for name in listed}
-            answer = env.step(sent)
-            observations, rewards, terminations, truncations, infos = answer
-            if (
-                acting[row] == team
-                and not (True in terminations.values() or True in truncations.values())
-                and len(observations) == len(team)
-                and not (any(infos.values()) and any(map(_speaks, infos.values())))
-                and not self._dict_observations
-                and env.agents == team
-            ):
-                whole.rows.append(row)
-                whole.observations.extend(map(observations.__getitem__, team))
-                whole.rewards.extend(map(rewards.__getitem__, team))
-            else:
-                others.append((row, answer))
-        return whole, others
+                sent.append({name: chosen[agents[name].index] for name in listed})
+            usual.append(plain and acting[row] == team)
+        return self._stepping.step(rows, sent, usual)
 
     def _write_row(
         self,
@@ -437,7 +430,7 @@ class VectorEnv(AgentsEnv):
     def _check_spaces(self, row: int) -> None:
         """An environment's spaces are those it was built with: what it gives would be misread by others."""
         for name, known in self._spaces[row].items():
-            for kind, before, now in zip(_SPACES, known, _spaces_of(self.envs[row], name), strict=True):
+            for kind, before, now in zip(_SPACES, known, spaces_of(self.envs[row], name), strict=True):
                 if now is not before and now != before:
                     raise ValueError(
                         f"{self._where(row)}: {kind} of agent {name!r} changed from {before} to {now}; "
@@ -532,13 +525,18 @@ class VectorEnv(AgentsEnv):
         return f"environment {row} of {self.task_spec.name}, step {int(self._steps[row])}"
 
 
-def _speaks(info: Mapping[str, Any]) -> bool:
-    """Whether an agent's info says something that is written: its life or its mask."""
-    return "alive" in info or "action_mask" in info
-
-
-def _spaces_of(env: ParallelEnv[str, Any, Any], agent: str) -> tuple[Any, ...]:
-    return tuple(getattr(env, kind)(agent) for kind in _SPACES)
+def _stepping(envs: list[ParallelEnv[str, Any, Any]], team: list[str], kind: str, workers: int | None) -> Stepping:
+    first = envs[0]
+    if kind == "processes" and len(envs) > 1:
+        if not isinstance(first, ProcessEnv):
+            raise ValueError(
+                "env.stepping='processes' needs environments that were made in worker processes: use vector_env, or "
+                "set env.stepping to serial or threads"
+            )
+        return first.processes
+    if kind == "threads" and (count := worker_count(len(envs), workers)) > 1:
+        return Threads(envs, team, count)
+    return Serial(envs, team)
 
 
 def _template(spec: TaskSpec, n: int) -> Frame:
@@ -590,6 +588,8 @@ def vector_env(
     max_episode_steps: int | None = None,
     group: str = "agents",
     kwargs: Mapping[str, Any] | None = None,
+    stepping: str = "serial",
+    workers: int | None = None,
 ) -> VectorEnv:
     """``n_envs`` environments made by ``factory(**kwargs)`` and seeded from ``seed``, as one `VectorEnv`.
 
@@ -597,43 +597,42 @@ def vector_env(
         factory: a function that returns a new ParallelEnv, or where to import it from: ``"package.module:function"``.
         n_envs: N, how many environments are stepped together.
         seed: the run's seed; every environment gets one of its own, derived from it.
-        name, common_reward, success, max_episode_steps, group: see `VectorEnv`.
+        name, common_reward, success, max_episode_steps, group, stepping, workers: see `VectorEnv`.
         kwargs: what the factory is called with.
 
     Raises:
-        ValueError: for a factory that is not ``module:function``, names nothing, or makes no ParallelEnv.
+        ValueError: for a factory that is not ``module:function``, names nothing, makes no ParallelEnv, or can not be
+            sent to the worker processes; and as `VectorEnv`.
         ImportError: if a module is missing; the message names the extra to install, where one has it.
     """
     if n_envs < 1:
         raise ValueError(f"n_envs={n_envs} must be at least 1")
+    check_stepping(stepping, workers)
     make = _import_factory(factory) if isinstance(factory, str) else factory
-    label = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    label = factory if isinstance(factory, str) else str(getattr(factory, "__qualname__", repr(factory)))
     try:
         inspect.signature(make).bind(**(kwargs or {}))
     except TypeError as error:
         raise ValueError(f"kwargs={dict(kwargs or {})} do not fit factory={label}: {error}") from error
-    envs: list[ParallelEnv[str, Any, Any]] = []
-    for _ in range(n_envs):
-        try:
-            env = make(**(kwargs or {}))
-        except ModuleNotFoundError as error:
-            raise _missing(error, str(label), getattr(make, "__module__", "")) from error
-        except Exception as error:  # whatever a factory finds wrong with its arguments
-            given = f"kwargs={dict(kwargs or {})}"
-            raise ValueError(f"factory={label} failed with {given}: {type(error).__name__}: {error}") from error
-        if isinstance(env, AECEnv):
-            raise ValueError(f"factory={label} made an AECEnv; wrap it with pettingzoo.utils.aec_to_parallel")
-        if not isinstance(env, ParallelEnv):
-            raise ValueError(f"factory={label} made a {type(env).__name__}; it must return a PettingZoo ParallelEnv")
-        envs.append(env)
-    vector = VectorEnv(
-        envs,
-        name=name or str(label),
-        common_reward=common_reward,
-        success=success,
-        max_episode_steps=max_episode_steps,
-        group=group,
-    )
+    processes: Processes | None = None
+    if stepping == "processes" and n_envs > 1:
+        processes = Processes(make, kwargs or {}, n_envs, workers=worker_count(n_envs, workers), label=label)
+    envs = processes.environments() if processes else [make_env(make, kwargs or {}, label) for _ in range(n_envs)]
+    try:
+        vector = VectorEnv(
+            envs,
+            name=name or label,
+            common_reward=common_reward,
+            success=success,
+            max_episode_steps=max_episode_steps,
+            group=group,
+            stepping=stepping,
+            workers=workers,
+        )
+    except BaseException:
+        if processes:
+            processes.close()
+        raise
     vector.set_seed(seed)
     return vector
 
@@ -645,19 +644,8 @@ def _import_factory(path: str) -> Callable[..., Any]:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        raise _missing(error, path, module_name) from error
+        raise missing(error, path, module_name) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
         raise ValueError(f"factory={path!r}: module {module_name} has no {attribute!r}") from error
-
-
-def _missing(error: ModuleNotFoundError, factory: str, module_name: str) -> ImportError:
-    """The error to raise for a missing module: it names the extra that installs it, if the family declares one."""
-    requires: dict[str, str] = getattr(sys.modules.get(module_name), "REQUIRES", {})
-    missing = (error.name or "").partition(".")[0]
-    if missing in requires:
-        return ImportError(
-            f"factory={factory} needs {missing!r}: pip install 'marl-memory[{requires[missing]}]'", name=missing
-        )
-    return ImportError(f"factory={factory}: no module named {error.name!r}; installed, or misspelled?", name=missing)

@@ -19,6 +19,15 @@ from marl_memory.networks.deterministic import DeterministicActor
 from marl_memory.spec import TaskSpec
 
 
+def check_indicator(spec: TaskSpec, agent_indicator: bool, *, shared: bool) -> None:
+    """Raise ValueError if agents are not to be told apart where no network has to: the switch would do nothing."""
+    if not agent_indicator and not (shared and spec.n_agents > 1):
+        raise ValueError(
+            "algorithm.agent_indicator=False has no effect where agents share no network of their own observations: "
+            "leave it true"
+        )
+
+
 def derive_seed(run_seed: int, *names: str | int) -> int:
     """A 63-bit seed for one component of a run: adding a component changes nobody else's draws."""
     text = "/".join(map(str, (run_seed, *names)))

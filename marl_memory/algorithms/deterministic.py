@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from marl_memory.algorithms.algorithm import (
     OffPolicyAlgorithm,
     ReplaySettings,
+    check_indicator,
     derive_seed,
     load_optimiser_state,
     optimiser_state,
@@ -47,6 +48,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         critics: C.
         centralised_critic: critics of the global state and all actions.
         share_actor, share_critic: whether agents share parameters.
+        agent_indicator: whether agents that share a network are told apart by their number, one-hot.
         actor_gradient: ``own``: agent i follows its own critic through its own action, the others' actions are those
             of the replay (Lowe et al. 2017, eq. 6); ``joint``: all critics, through all present choices.
         gamma: discount factor γ.
@@ -76,6 +78,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         centralised_critic: bool,
         share_actor: bool,
         share_critic: bool,
+        agent_indicator: bool,
         actor_gradient: Literal["own", "joint"],
         gamma: float,
         tau: float,
@@ -97,6 +100,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         only_continuous(spec, noise=noise, noise_final=noise_final)
         if spec.continuous and temperature is not None:
             raise ValueError(f"algorithm.temperature={temperature} has no effect on continuous actions: leave it null")
+        check_indicator(spec, agent_indicator, shared=share_actor or (share_critic and not centralised_critic))
         self.spec, self.keys, self.replay = spec, spec.keys, replay
         self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
         self.actor_gradient = actor_gradient
@@ -109,6 +113,7 @@ class DeterministicHost(OffPolicyAlgorithm):
             network,
             share_parameters=share_actor,
             init_generator=init("actor"),
+            agent_indicator=agent_indicator,
             temperature=1.0 if temperature is None else temperature,
         )
         self.critic = ActionValueCritic(
@@ -118,6 +123,7 @@ class DeterministicHost(OffPolicyAlgorithm):
             share_parameters=share_critic,
             critics=critics,
             init_generator=init("critic"),
+            agent_indicator=agent_indicator,
         )
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)

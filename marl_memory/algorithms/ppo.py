@@ -20,7 +20,13 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from marl_memory.algorithms.algorithm import OnPolicyAlgorithm, derive_seed, load_optimiser_state, optimiser_state
+from marl_memory.algorithms.algorithm import (
+    OnPolicyAlgorithm,
+    check_indicator,
+    derive_seed,
+    load_optimiser_state,
+    optimiser_state,
+)
 from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
@@ -46,7 +52,8 @@ class PPO(OnPolicyAlgorithm):
         network: maker of network bodies (`MLP` with its architecture chosen).
         seed: the run's seed; every generator here is derived from it.
         centralised_critic: the critic reads the global state (MAPPO) instead of the own observation (PPO, IPPO).
-        share_parameters: agents share actor and critic, told apart by an indicator.
+        share_parameters: agents share actor and critic.
+        agent_indicator: agents that share a network are told apart by their number, one-hot.
         gamma: discount factor γ.
         gae_lambda: λ of the advantages.
         clip: ε of the ratio.
@@ -82,6 +89,7 @@ class PPO(OnPolicyAlgorithm):
         seed: int,
         centralised_critic: bool = False,
         share_parameters: bool = False,
+        agent_indicator: bool = True,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip: float = 0.2,
@@ -112,7 +120,12 @@ class PPO(OnPolicyAlgorithm):
         self.epochs, self.n_minibatches = epochs, minibatches
         self.normalise_advantages = normalise_advantages
 
-        shared = {"share_parameters": share_parameters, "normalise_observations": normalise_observations}
+        check_indicator(spec, agent_indicator, shared=share_parameters)
+        shared = {
+            "share_parameters": share_parameters,
+            "normalise_observations": normalise_observations,
+            "agent_indicator": agent_indicator,
+        }
         self.actor = Actor(
             spec,
             network,

@@ -42,7 +42,8 @@ class TD3(DeterministicHost):
         network: maker of network bodies (`MLP` with its architecture chosen).
         seed: the run's seed; every generator here is derived from it.
         centralised_critic: critics read the global state and all actions (MATD3) instead of the own ones.
-        share_actor, share_critic: agents share parameters, told apart by an indicator.
+        share_actor, share_critic: agents share parameters.
+        agent_indicator: agents that share a network are told apart by their number, one-hot.
         actor_gradient: ``own`` (Lowe et al., eq. 6) or ``joint``, see `DeterministicHost`.
         gamma: discount factor γ.
         tau: share of the present networks that the targets take over.
@@ -70,6 +71,7 @@ class TD3(DeterministicHost):
         centralised_critic: bool = False,
         share_actor: bool = False,
         share_critic: bool = False,
+        agent_indicator: bool = True,
         actor_gradient: Literal["own", "joint"] = "own",
         gamma: float = 0.99,
         tau: float = 0.005,
@@ -99,6 +101,7 @@ class TD3(DeterministicHost):
             centralised_critic=centralised_critic,
             share_actor=share_actor,
             share_critic=share_critic,
+            agent_indicator=agent_indicator,
             actor_gradient=actor_gradient,
             gamma=gamma,
             tau=tau,

@@ -29,6 +29,7 @@ class ActionValueCritic(nn.Module):
         share_parameters: one network for all agents, or one each.
         critics: C.
         init_generator: where initial weights are drawn from.
+        agent_indicator: whether agents that share a network of their own observations are told apart.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ActionValueCritic(nn.Module):
         share_parameters: bool,
         critics: int,
         init_generator: Generator,
+        agent_indicator: bool = True,
     ) -> None:
         super().__init__()
         self.keys, self.n_agents = spec.keys, spec.n_agents
@@ -50,7 +52,7 @@ class ActionValueCritic(nn.Module):
             features = spec.state_size + spec.n_agents * spec.action_size
             heads = 1 if spec.common_reward or not share_parameters else spec.n_agents
         else:
-            self.input = AgentInput(spec, share_parameters=share_parameters, normalise=False)
+            self.input = AgentInput(spec, share_parameters=share_parameters, normalise=False, indicate=agent_indicator)
             features = self.input.features + spec.action_size
         self.one_head = heads == 1
         self.mine: Tensor

@@ -33,13 +33,23 @@ class AgentInput(nn.Module):
         spec: the task.
         share_parameters: whether agents share parameters (and observation statistics).
         normalise: whether observations are scaled by their running mean and deviation.
+        indicate: whether agents that share parameters are told apart.
+
+    Raises:
+        ValueError: if agents that differ in size are to share parameters and not to be told apart.
     """
 
-    def __init__(self, spec: TaskSpec, *, share_parameters: bool, normalise: bool) -> None:
+    def __init__(self, spec: TaskSpec, *, share_parameters: bool, normalise: bool, indicate: bool = True) -> None:
         super().__init__()
         self.indicator: Tensor
         self.valid: Tensor
-        indicate = share_parameters and spec.n_agents > 1
+        sizes = set(zip(spec.observation_sizes, spec.action_sizes, strict=True))
+        if share_parameters and not indicate and len(sizes) > 1:
+            raise ValueError(
+                f"algorithm.agent_indicator=false does not fit {spec.name}, whose agents differ (observations "
+                f"{spec.observation_sizes}, actions {spec.action_sizes}): set it to true, or share no parameters"
+            )
+        indicate = indicate and share_parameters and spec.n_agents > 1
         self.banks = 1 if share_parameters else spec.n_agents
         self.features = spec.observation_size + (spec.n_agents if indicate else 0)
         self.register_buffer("indicator", torch.eye(spec.n_agents) if indicate else None, persistent=False)
@@ -73,6 +83,7 @@ class Actor(TensorDictModuleBase):
         normalise_observations: scale observations by running statistics.
         init_generator: where initial weights are drawn from.
         seed: of the sampling generator.
+        agent_indicator: whether agents that share a network are told apart.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class Actor(TensorDictModuleBase):
         normalise_observations: bool,
         init_generator: Generator,
         seed: int,
+        agent_indicator: bool = True,
     ) -> None:
         super().__init__()
         keys = spec.keys
@@ -91,7 +103,9 @@ class Actor(TensorDictModuleBase):
         inputs = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
         self.in_keys: list[Any] = inputs  # TensorDict keys: names or paths of names
         self.out_keys: list[Any] = [keys.action, keys.log_prob]
-        self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
+        self.input = AgentInput(
+            spec, share_parameters=share_parameters, normalise=normalise_observations, indicate=agent_indicator
+        )
         self.body = body(
             self.input.features, spec.action_size, banks=self.input.banks, output_gain=0.01, generator=init_generator
         )

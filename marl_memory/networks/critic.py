@@ -27,6 +27,7 @@ class Critic(nn.Module):
         share_parameters: one network for all agents, or one each.
         normalise_observations: scale inputs by running statistics.
         init_generator: where initial weights are drawn from.
+        agent_indicator: whether agents that share a network of their own observations are told apart.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Critic(nn.Module):
         share_parameters: bool,
         normalise_observations: bool,
         init_generator: Generator,
+        agent_indicator: bool = True,
     ) -> None:
         super().__init__()
         self.keys, self.n_agents = spec.keys, spec.n_agents
@@ -48,7 +50,9 @@ class Critic(nn.Module):
             features = spec.state_size
             heads = 1 if spec.common_reward or not share_parameters else spec.n_agents
         else:
-            self.input = AgentInput(spec, share_parameters=share_parameters, normalise=normalise_observations)
+            self.input = AgentInput(
+                spec, share_parameters=share_parameters, normalise=normalise_observations, indicate=agent_indicator
+            )
             features, heads = self.input.features, 1
         self.body = body(features, heads, banks=self.banks, output_gain=0.01, generator=init_generator)
 

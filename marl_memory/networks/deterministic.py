@@ -70,6 +70,7 @@ class DeterministicActor(TensorDictModuleBase):
         share_parameters: one network for all agents (with an agent indicator), or one each.
         init_generator: where initial weights are drawn from.
         temperature: of the Gumbel-softmax (discrete actions).
+        agent_indicator: whether agents that share a network are told apart.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class DeterministicActor(TensorDictModuleBase):
         share_parameters: bool,
         init_generator: Generator,
         temperature: float = 1.0,
+        agent_indicator: bool = True,
     ) -> None:
         super().__init__()
         keys = spec.keys
@@ -88,7 +90,7 @@ class DeterministicActor(TensorDictModuleBase):
         inputs = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
         self.in_keys: list[Any] = inputs
         self.out_keys: list[Any] = [keys.action]
-        self.input = AgentInput(spec, share_parameters=share_parameters, normalise=False)
+        self.input = AgentInput(spec, share_parameters=share_parameters, normalise=False, indicate=agent_indicator)
         self.body = body(
             self.input.features, spec.action_size, banks=self.input.banks, output_gain=0.01, generator=init_generator
         )

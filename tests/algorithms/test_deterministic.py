@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -311,6 +312,7 @@ BAD = [
     ({"tau": 2.0}, True, "algorithm.tau=2.0 must lie in"),
     ({"capacity": 8}, True, "algorithm.capacity=8 must hold at least a batch, algorithm.batch_size=16"),
     ({"warmup_frames": 100}, True, "algorithm.warmup_frames=100 must lie between algorithm.batch_size=16"),
+    ({"agent_indicator": False}, True, "algorithm.agent_indicator=False has no effect where agents share no network"),
     ({"storage": "disk"}, True, "algorithm.storage='disk' must be 'ram' or 'memmap'"),
     ({"updates_per_frame": 0.0}, True, "algorithm.updates_per_frame=0.0 must be positive"),
 ]
@@ -320,6 +322,19 @@ BAD = [
 def test_bad_options_are_named(options: dict[str, Any], continuous: bool, message: str) -> None:
     with pytest.raises(ValueError, match=r".*".join(message.split("…"))):
         DDPG(spec=task(continuous=continuous), network=BODY, seed=0, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("shared", ["share_actor", "share_critic"])
+def test_unequal_agents_that_share_a_network_must_be_told_apart(shared: str) -> None:
+    equal = task()
+    unequal = replace(equal, observation_sizes=(equal.observation_size, *[2] * (equal.n_agents - 1)))
+    options = {**SMALL, shared: True, "centralised_critic": False, "agent_indicator": False}
+    features = DDPG(spec=equal, network=BODY, seed=0, **options).actor.input.features
+    assert features == equal.observation_size
+    with pytest.raises(
+        ValueError, match=r"agent_indicator=false does not fit .*, whose agents differ .* set it to true"
+    ):
+        DDPG(spec=unequal, network=BODY, seed=0, **options)
 
 
 def test_options_of_td3_are_named() -> None:

@@ -10,7 +10,7 @@ import torch
 from benchmarks import __main__ as table
 from benchmarks import collection, spread, update
 from benchmarks import plain_mappo as plain
-from benchmarks.measure import Row, ratio, turns
+from benchmarks.measure import PATIENCE, Row, calmest, ratio, turns
 from marl_memory.functional.returns import gae
 from marl_memory_envs.base import environment_seeds
 from marl_memory_envs.vector import vector_env
@@ -93,5 +93,14 @@ def test_a_missed_bound_is_seen_and_the_median_counts() -> None:
 def test_turns_alternate() -> None:
     calls: list[str] = []
     timed = turns(lambda: calls.append("a"), lambda: calls.append("b"), 3, warm_up=1)
-    assert calls == ["a", "b"] * 4
+    assert calls == ["a", "b"] * (len(calls) // 2)
+    assert 8 <= len(calls) <= 2 * (1 + 3 * PATIENCE)
     assert len(ratio("x", timed).values) == 3
+
+
+def test_disturbed_turns_do_not_count() -> None:
+    given = iter([5.0, 1.0, 9.0, 1.05, 1.2, 1.02, 8.0])
+    assert calmest(lambda: next(given), float, 3) == ([1.0, 1.02, 1.05], "3 of 6")
+    noisy = iter(range(1, 100))
+    kept, words = calmest(lambda: next(noisy), float, 2)  # never calm: the shortest of all that were made
+    assert (kept, words) == ([1, 2], f"2 of {2 * PATIENCE}")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 FLOOR = 1e-8  # of a probability: an action that nobody ever takes could not be transported to
+LEAST = -30.0  # log-probability of an iterate: products of two stay within float32
 SCALING_LIMIT = 30.0  # largest cost / ε for products with exp(−cost / ε); beyond, float32 needs logarithms
 CHUNK = 2**17  # numbers a tensor of the iteration holds on a CPU, so that five of them stay in its cache
 
@@ -329,9 +330,14 @@ def solve_logarithms(
 
 
 def next_policy(log_policy: Tensor, aim: Tensor, share: Tensor, allowed: Tensor | None) -> Tensor:
-    """Normalised π^(1 − share) exp(aim)^share as logarithms, all ``[P, 1, B]``; forbidden actions stay at −∞."""
+    """Normalised π^(1 − share) exp(aim)^share as logarithms, all ``[P, 1, B]``; forbidden actions stay at −∞.
+
+    Without an anchor an action that no neighbour takes would go to 0 for ever, out of float32's range.
+    """
     logits = torch.lerp(log_policy, aim, share)
-    return (logits if allowed is None else torch.where(allowed, logits, -math.inf)).log_softmax(0)
+    if allowed is None:
+        return logits.log_softmax(0).clamp_(min=LEAST)
+    return torch.where(allowed, torch.where(allowed, logits, -math.inf).log_softmax(0).clamp_(min=LEAST), -math.inf)
 
 
 def moved(log_p: Tensor, old: Tensor, allowed: Tensor | None) -> Tensor:

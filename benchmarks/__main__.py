@@ -27,12 +27,13 @@ Bounds = dict[str, dict[str, float]]
 
 def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
-    from benchmarks import collection, end_to_end, off_policy, startup, update
+    from benchmarks import collection, end_to_end, off_policy, startup, transport, update
 
     return {
         "collection": [collection.overheads, collection.fractions, collection.smax],
         "update": [update.minibatches, update.advantages],
         "off_policy": [off_policy.updates, off_policy.replay],
+        "transport": [transport.gaussians, transport.categoricals],
         "end_to_end": [end_to_end.smax, end_to_end.spread, end_to_end.peak_memory],
         "startup": [startup.imports],
     }

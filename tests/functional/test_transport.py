@@ -39,7 +39,7 @@ def numbers(*values: Any) -> Tensor:
 
 
 def rows(*size: int, seed: int, spread: float = 1.0) -> Tensor:
-    return spread * torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+    return spread * torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
 def gaussians(batch: tuple[int, ...], k: int, p: int, seed: int) -> tuple[Tensor, ...]:
@@ -231,7 +231,7 @@ def test_categorical_without_anchor_is_as_good_as_pots(kind: str) -> None:
         )
 
         def objective(log_p: Tensor, b: int = b) -> float:
-            each = sinkhorn_divergence(log_p.expand_as(nu[b]), nu[b], cost=cost, iterations=3000)
+            each = sinkhorn_divergence(log_p.expand_as(nu[b]), nu[b], cost=cost, iterations=1000)
             return (a[b] * each).sum().item()
 
         theirs = torch.as_tensor(pots / pots.sum()).log()
@@ -285,14 +285,20 @@ def test_categorical_inequalities(seed: int, lam: float, kind: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    seed=seeds, spread=st.sampled_from([0.1, 3.0, 30.0, 1000.0]), lam=strengths, eps=st.sampled_from([0.034, 0.1, 1.0])
+    seed=seeds,
+    spread=st.sampled_from([0.1, 3.0, 30.0, 1000.0]),
+    lam=strengths,
+    eps=st.sampled_from([0.02, 0.034, 0.1, 1.0]),
+    iterations=st.sampled_from([30, 200]),
 )
-def test_categorical_float32_is_finite_and_normalised(seed: int, spread: float, lam: float, eps: float) -> None:
+def test_categorical_float32_is_finite_and_normalised(
+    seed: int, spread: float, lam: float, eps: float, iterations: int
+) -> None:
     pi, nu, a, total = (x.float() for x in categoricals((20,), 6, 5, seed, spread=spread))
     mask = rows(20, 5, seed=seed) > -0.5
     mask[:, 2] = True
     for cost in (None, ordinal_cost(5)):
-        p = categorical_barycenter(pi, nu, a, total, lam, cost=cost, eps=eps, mask=mask).exp()
+        p = categorical_barycenter(pi, nu, a, total, lam, cost=cost, eps=eps, mask=mask, iterations=iterations).exp()
         assert p.isfinite().all()
         torch.testing.assert_close(p.sum(-1), torch.ones(20), atol=1e-5, rtol=0)
         assert (p[~mask] == 0).all()
@@ -435,7 +441,7 @@ def test_sinkhorn_divergence_is_pots() -> None:
     p, q = rows(2, 5, 6, seed=3).log_softmax(-1)
     p[0] = torch.tensor([0.5, 0, 0.5, 0, 0, 0]).log()  # nothing there
     cost = ordinal_cost(6, dtype=DOUBLE)
-    found = sinkhorn_divergence(p, q, cost=cost, iterations=10_000, tolerance=1e-12)
+    found = sinkhorn_divergence(p, q, cost=cost, iterations=10_000, tolerance=1e-9)
     pot = import_pot()
 
     def entropic(x: Tensor, y: Tensor) -> float:

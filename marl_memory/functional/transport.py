@@ -117,8 +117,11 @@ def categorical_barycenter(
     $$
 
     with u and v relaxed beyond their targets by half, which needs about a third of the iterations.  At a fixed point
-    the gradient of the objective is constant over actions, and the objective is convex.  Error of p* in float32, ε =
-    0.1, 30 iterations: mostly below 1e-4, at worst some 1e-3, and more for two or three actions or a smaller ε.
+    the gradient of the objective is constant over actions, and the objective is convex.
+
+    Error of p* in float32 after 30 iterations at ε = 0.1, K = 16, λ ≤ 10: at most 2e-3 from five actions on (median row
+    below 1e-4), at most 1e-2 for two or three (median 5e-4).  A smaller ε needs more iterations.  At λ = ∞ a smooth
+    cost such as ``ordinal_cost`` leaves p* all but undetermined: the objective converges, p does not.
 
     With ``cost=None`` an iteration costs O(K P), else O(K P²).  Above ε = 1/30 it works on scalings, below on
     logarithms, which is slow except for ``cost=None``.
@@ -406,7 +409,8 @@ def sinkhorn_divergence(
         raise ValueError(f"log_p and log_q must have one shape, got {list(log_p.shape)} and {list(log_q.shape)}")
     check_sinkhorn(log_p.shape, cost, eps, iterations, tolerance)
     shape, actions = log_p.shape, log_p.shape[-1]
-    p, q = (x.reshape(-1, actions).T.unsqueeze(1) for x in (log_p, log_q))
+    # Unequal masses, if only by float32's rounding, would make the potentials drift for ever.
+    p, q = (x.reshape(-1, actions).T.unsqueeze(1).log_softmax(0) for x in (log_p, log_q))
     if cost is not None and cost.dim() > 2:
         cost = cost.reshape(-1, actions, actions).permute(1, 2, 0)
     kernel = log_kernel(cost, eps)

@@ -27,13 +27,24 @@ Bounds = dict[str, dict[str, float]]
 
 def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
-    from benchmarks import collection, end_to_end, half_cheetah, neighbours, off_policy, spread, startup, update
+    from benchmarks import (
+        collection,
+        end_to_end,
+        half_cheetah,
+        neighbours,
+        off_policy,
+        spread,
+        startup,
+        transport,
+        update,
+    )
 
     return {
         "collection": [collection.overheads, collection.fractions, collection.smax],
         "update": [update.minibatches, update.advantages],
         "off_policy": [off_policy.updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],
+        "transport": [transport.gaussians, transport.categoricals],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows],
         "startup": [startup.imports],
     }

@@ -67,8 +67,8 @@ def full_gaussian_barycenter(
 
     Raises:
         ValueError: shapes do not fit, or λ is a negative number.
-        RuntimeError: the tolerance was not reached.
-        torch.linalg.LinAlgError: a covariance is not positive definite.
+        RuntimeError: the tolerance was not reached, or a neighbour's covariance is not positive definite.
+        torch.linalg.LinAlgError: a ``cov`` is not positive definite.
 
     Reference: Álvarez-Esteban et al., "A Fixed-Point Approach to Barycenters in Wasserstein Space" (2016).
     """
@@ -90,9 +90,10 @@ def full_gaussian_barycenter(
     flat_covs, a = covs.reshape(-1, neighbours, size, size), weights.reshape(-1, neighbours)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        known = torch.where(a[part, :, None, None] > 0, flat_covs[part], flat_cov[part, None])
-        shared = c[part], d[part], lower[part]
-        solved[part] = solve(flat_cov[part], known, a[part], *shared, iterations, tolerance)
+        own, near = flat_cov[part], c[part] > 0
+        known = torch.where(near.unsqueeze(3) & (a[part, :, None, None] > 0), flat_covs[part], own.unsqueeze(1))
+        weight = torch.where(near.squeeze(2), a[part], 1 / neighbours)
+        solved[part] = solve(own, known, weight, c[part], d[part], lower[part], iterations, tolerance)
     stay = (to_neighbours == 0).unsqueeze(-1)
     m = torch.where(stay, mean, (target + offset).reshape(mean.shape))
     return m, torch.where(stay.unsqueeze(-1), cov, solved.reshape(cov.shape))
@@ -127,7 +128,8 @@ def solve(
         between = congruence(entries_last(z.mT).unsqueeze(2), known)
         mean_root = entries_first((square_root(between) * a).sum(2))
         gram = z.mT @ z
-        residual = (gram - c * mean_root - d * eye).flatten(1).norm(dim=1).div_(gram.flatten(1).norm(dim=1)).max()
+        error = gram - c * mean_root - d * eye
+        residual = (error.square().sum((1, 2)) / gram.square().sum((1, 2))).max().sqrt()
         mapped: Tensor = linalg.solve_triangular(z.mT, mean_root, upper=True)
         e = mapped @ mapped.mT
         root = entries_first(square_root(entries_last(symmetric(c.square() / 4 * e @ e + d * e))))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 FLOOR = 1e-8  # of a probability: an action that nobody ever takes could not be transported to
+LEAST = -30.0  # log-probability of an iterate: products of two stay within float32
 SCALING_LIMIT = 30.0  # largest cost / ε for products with exp(−cost / ε); beyond, float32 needs logarithms
 CHUNK = 2**17  # numbers a tensor of the iteration holds on a CPU, so that five of them stay in its cache
 
@@ -116,8 +117,11 @@ def categorical_barycenter(
     $$
 
     with u and v relaxed beyond their targets by half, which needs about a third of the iterations.  At a fixed point
-    the gradient of the objective is constant over actions, and the objective is convex.  Error of p* in float32, ε =
-    0.1, 30 iterations: mostly below 1e-4, at worst some 1e-3, and more for two or three actions or a smaller ε.
+    the gradient of the objective is constant over actions, and the objective is convex.
+
+    Error of p* in float32 after 30 iterations at ε = 0.1, K = 16, λ ≤ 10: at most 2e-3 from five actions on (median row
+    below 1e-4), at most 1e-2 for two or three (median 5e-4).  A smaller ε needs more iterations.  At λ = ∞ a smooth
+    cost such as ``ordinal_cost`` leaves p* all but undetermined: the objective converges, p does not.
 
     With ``cost=None`` an iteration costs O(K P), else O(K P²).  Above ε = 1/30 it works on scalings, below on
     logarithms, which is slow except for ``cost=None``.
@@ -329,9 +333,14 @@ def solve_logarithms(
 
 
 def next_policy(log_policy: Tensor, aim: Tensor, share: Tensor, allowed: Tensor | None) -> Tensor:
-    """Normalised π^(1 − share) exp(aim)^share as logarithms, all ``[P, 1, B]``; forbidden actions stay at −∞."""
+    """Normalised π^(1 − share) exp(aim)^share as logarithms, all ``[P, 1, B]``; forbidden actions stay at −∞.
+
+    Without an anchor an action that no neighbour takes would go to 0 for ever, out of float32's range.
+    """
     logits = torch.lerp(log_policy, aim, share)
-    return (logits if allowed is None else torch.where(allowed, logits, -math.inf)).log_softmax(0)
+    if allowed is None:
+        return logits.log_softmax(0).clamp_(min=LEAST)
+    return torch.where(allowed, torch.where(allowed, logits, -math.inf).log_softmax(0).clamp_(min=LEAST), -math.inf)
 
 
 def moved(log_p: Tensor, old: Tensor, allowed: Tensor | None) -> Tensor:
@@ -391,8 +400,9 @@ def sinkhorn_divergence(
     r"""Debiased entropic transport S_ε(p, q) between categoricals: ``[*B, P]`` and ``[*B, P]`` → ``[*B]``.
 
     $S_\varepsilon \ge 0$, 0 only for p = q, convex in each argument; the D of ``categorical_barycenter``.  It works on
-    logarithms; −∞ means probability 0.  ``cost``, ``eps``: as there.  ``tolerance``: iterate until no potential moves
-    by more than this (times ε), RuntimeError if ``iterations`` do not reach it.
+    logarithms; −∞ means probability 0.  ``cost``, ``eps``: as there.  100 iterations at ε = 0.1
+    leave an error below 1e-5, and none at p = q.  ``tolerance``: iterate until no potential moves by more than this
+    (times ε), RuntimeError if ``iterations`` do not reach it.
 
     Reference: Feydy et al., "Interpolating between Optimal Transport and MMD using Sinkhorn Divergences" (2019).
     """
@@ -400,30 +410,36 @@ def sinkhorn_divergence(
         raise ValueError(f"log_p and log_q must have one shape, got {list(log_p.shape)} and {list(log_q.shape)}")
     check_sinkhorn(log_p.shape, cost, eps, iterations, tolerance)
     shape, actions = log_p.shape, log_p.shape[-1]
-    p, q = (x.reshape(-1, actions).T.unsqueeze(1) for x in (log_p, log_q))
+    # Unequal masses, if only by float32's rounding, would make the potentials drift for ever.
+    both = torch.stack([x.reshape(-1, actions).T.log_softmax(0) for x in (log_p, log_q)], 1)
     if cost is not None and cost.dim() > 2:
         cost = cost.reshape(-1, actions, actions).permute(1, 2, 0)
     kernel = log_kernel(cost, eps)
-    f, g, own_p, own_q, out = torch.zeros(5, *p.shape, dtype=p.dtype, device=p.device)
+
+    def spread(x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        kernel(x, out)
+        return out
+
+    def relaxed(x: Tensor) -> Tensor:
+        f, g = x[:, :1], x[:, 1:]
+        f = -1.5 * spread(both[:, 1:] + g) - 0.5 * f
+        return torch.cat([f, -1.5 * spread(both[:, :1] + f) - 0.5 * g], 1)
+
+    own = settled(lambda x: (x - spread(both + x)) / 2, torch.zeros_like(both), iterations, tolerance)
+    g = settled(relaxed, own, iterations, tolerance)[:, 1:]  # from there p = q is at its end
+    f = -spread(both[:, 1:] + g)  # exact for this g, so that the dual value is a lower bound
+    gain = torch.where(both > -math.inf, both.exp() * (torch.cat([f, g], 1) - own), 0.0)
+    return eps * gain.sum((0, 1)).reshape(shape[:-1])
+
+
+def settled(step: Callable[[Tensor], Tensor], x: Tensor, iterations: int, tolerance: float | None) -> Tensor:
+    """``step`` repeated on ``x``, until nothing moves by more than ``tolerance``."""
     for _ in range(iterations):
-        old = torch.stack([f, g, own_p, own_q])
-        kernel(q + g, out)
-        f = -1.5 * out - 0.5 * f
-        kernel(p + f, out)
-        g = -1.5 * out - 0.5 * g
-        kernel(p + own_p, out)
-        own_p = (own_p - out) / 2
-        kernel(q + own_q, out)
-        own_q = (own_q - out) / 2
-        if tolerance is not None and (torch.stack([f, g, own_p, own_q]) - old).abs().max() <= tolerance:
-            break
-    else:
-        if tolerance is not None:
-            give_up(iterations, tolerance)
-    kernel(q + g, out)  # f exact for this g: the dual value is then a lower bound
-    along_p = torch.where(p > -math.inf, p.exp() * (-out - own_p), 0.0)
-    along_q = torch.where(q > -math.inf, q.exp() * (g - own_q), 0.0)
-    return eps * (along_p + along_q).sum((0, 1)).reshape(shape[:-1])
+        old, x = x, step(x)
+        if tolerance is not None and (x - old).abs().max() <= tolerance:
+            return x
+    return x if tolerance is None else give_up(iterations, tolerance)
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def beside_pot(name: str, ours: Callable[[], Any], theirs: Callable[[int], Any],
         for state in range(ALONE):
             theirs(state)
 
-    timed = [(pots * STATES / ALONE, mine) for mine, pots in turns(ours, loop, repeats)]
+    timed = turns(ours, loop, repeats)
+    timed.pairs = [(pots * STATES / ALONE, mine) for mine, pots in timed.pairs]
     size = f"{STATES} states × {NEIGHBOURS}"
     return ratio(name, timed, batch=size, **{"POT's states": f"{ALONE}, scaled"}, **details)
 

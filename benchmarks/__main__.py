@@ -2,7 +2,8 @@
 
     python -m benchmarks collection update --repeats 7 --json build/bench.json
 
-Bounds are in ``bounds.toml``.  One torch thread.  A busy machine disturbs even ratios: the load is printed beside them.
+Bounds are in ``bounds.toml``.  One torch thread.  A busy machine disturbs even ratios: the load is printed beside them,
+and what misses its bound is measured again at the end.  The last figure counts; the JSON holds all.
 """
 
 from __future__ import annotations
@@ -84,6 +85,20 @@ def record(rows: list[Row], limits: Bounds) -> dict[str, Any]:
     }
 
 
+def take(measure: Callable[[int], Iterator[Row]], repeats: int, limits: Bounds, rows: dict[str, Row]) -> bool:
+    """Measure, print, and put into ``rows`` what is new there or had missed its bound; whether a bound is missed."""
+    names = []
+    for row in measure(repeats):
+        names.append(row.name)
+        if (before := rows.get(row.name)) is not None:
+            if not missed(before, limits[row.name]):
+                continue
+            row.earlier = [*before.earlier, before.value]
+        rows[row.name] = row
+        print(line(row, limits[row.name]), flush=True)
+    return any(missed(rows[name], limits[name]) for name in names)
+
+
 def processor() -> str:
     """The processor's name, where Linux tells it."""
     try:
@@ -99,22 +114,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="speed, as ratios")
     parser.add_argument("groups", nargs="*", help=f"any of {', '.join(known)}; all by default")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--again", type=int, default=3, help="how often what misses its bound is measured again")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     options = parser.parse_args()
     if unknown := set(options.groups) - set(known):
         parser.error(f"unknown groups {sorted(unknown)}; known are {', '.join(known)}")
     torch.set_num_threads(1)
     print(f"torch threads 1, cores {os.cpu_count()}, load average {os.getloadavg()}", flush=True)
-    rows: list[Row] = []
-    for name in options.groups or known:
-        for measure in known[name]:
-            for row in measure(options.repeats):
-                rows.append(row)
-                print(line(row, limits[row.name]), flush=True)
+    measures = [measure for name in options.groups or known for measure in known[name]]
+    rows: dict[str, Row] = {}
+    for attempt in range(1 + options.again):
+        measures = [measure for measure in measures if take(measure, options.repeats, limits, rows)]
+        if measures and attempt < options.again:
+            print(f"measured again: {', '.join(name for name, row in rows.items() if missed(row, limits[name]))}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record(rows, limits), indent=1, ensure_ascii=False) + "\n")
-    failed = [row.name for row in rows if missed(row, limits[row.name])]
+        options.json.write_text(json.dumps(record(list(rows.values()), limits), indent=1, ensure_ascii=False) + "\n")
+    failed = [name for name, row in rows.items() if missed(row, limits[name])]
     print(f"{len(failed)} of {len(rows)} bounds missed" + "".join(f"\n  {name}" for name in failed))
     return 1 if failed else 0
 

@@ -33,6 +33,8 @@ SMAX = {"n_envs": 64, "steps": 128}
 Parts = dict[str, float]
 """Seconds of an iteration: ``collect`` and ``learn``; ``all`` where the other side does not tell them apart."""
 
+PARTS = ("collect", "learn", "all")
+
 
 def smax_trainer(folder: Path, seed: int) -> Trainer:
     """Ours, with the floor's sizes and settings."""
@@ -99,7 +101,7 @@ def in_turns(
 
 def median_of(rows: list[Parts]) -> Parts:
     """Median seconds of an iteration's parts."""
-    return {part: statistics.median(row[part] for row in rows) for part in rows[0]}
+    return {part: statistics.median(row[part] for row in rows) for part in PARTS if part in rows[0]}
 
 
 def peer(variable: str, script: str, *arguments: str) -> Parts | None:

@@ -23,6 +23,7 @@ class Row:
         values: the figure at each repeat.
         unit: what the figure is: a ratio (``×``), µs, s or MB.
         details: sizes and settings, and the seconds behind the ratio.
+        earlier: figures of earlier measurements in this run that missed the bound.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row:
     unit: str = "×"
     details: dict[str, Any] = field(default_factory=dict)
     load: float = field(default_factory=lambda: os.getloadavg()[0])
+    earlier: list[float] = field(default_factory=list)
 
     @property
     def value(self) -> float:

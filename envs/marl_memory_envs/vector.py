@@ -61,6 +61,9 @@ class VectorEnv(AgentsEnv):
     the last step of an episode.  Cut agents keep their action mask there too, so that a learner can bootstrap; they
     count as alive if the episode ends with them, and not if it goes on without them (they do not act again).
 
+    Entries are to be read, not written to: those that say that everybody acts and goes on are the same tensors at every
+    such step.
+
     Args:
         envs: the environments, all with the same agents and spaces.
         name: the task's name; by default what the first environment calls itself.
@@ -127,6 +130,13 @@ class VectorEnv(AgentsEnv):
         self._plain_actions = self._one_size and not self._noop.any()
         self._success_key = success
         self._template = _template(spec, self.n_envs)
+        self._usual = {**self._template, "alive": np.ones((self.n_envs, spec.n_agents), dtype=bool)}
+        self._usual_tensors = {key: torch.from_numpy(array) for key, array in self._usual.items()}
+        self._written = [
+            "reward",
+            *(["state"] if spec.own_state else []),
+            *([] if self._one_width else ["observation"]),
+        ]
         self._sizes = np.array(spec.action_sizes)
         self._seeds: list[int | None] = [None] * self.n_envs
         self._frame: Frame | None = None
@@ -204,7 +214,11 @@ class VectorEnv(AgentsEnv):
             raise RuntimeError("step() before the first reset()")
         actions = self._actions(tensordict)
         whole, others = self._play(rows, actions if self.task_spec.continuous else actions.tolist())
-        frame = {key: array.copy() for key, array in self._template.items()}
+        if len(whole.rows) == self.n_envs:
+            # Everybody acts and goes on: flags, masks and lives are the same tensors at all such steps.
+            frame = {**self._usual, **{key: self._template[key].copy() for key in self._written}}
+        else:
+            frame = {key: array.copy() for key, array in self._template.items()}
         if whole.rows:
             self._write_whole(frame, whole)
         if len(whole.rows) == self.n_envs:
@@ -233,7 +247,7 @@ class VectorEnv(AgentsEnv):
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, with the second TensorDict made of the tensors of the first."""
         frame, ended = self._advance(tensordict, self._rows(tensordict, "_step"))
-        tensors = {key: torch.from_numpy(array) for key, array in frame.items()}
+        tensors = self._tensors(frame)
         tensordict.set("next", self._entries(tensors, reward=True))
         if ended:
             return tensordict, self._reset(assemble({"_reset": tensors["done"]}, self.batch_size))
@@ -319,7 +333,8 @@ class VectorEnv(AgentsEnv):
                 self._report_not_common(whole.rows[i], rewards[i].tolist())
             rewards = rewards[:, :1]
         frame["reward"][rows] = rewards[..., None]
-        frame["alive"][rows] = True
+        if count < self.n_envs:
+            frame["alive"][rows] = True
 
     def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
         """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
@@ -513,7 +528,11 @@ class VectorEnv(AgentsEnv):
         raise ValueError(f"{self._where(position[0])}: {key}{who} is {array[tuple(position)]}, not a finite number")
 
     def _tensordict(self, frame: Frame, *, reward: bool) -> TensorDict:
-        return self._entries({key: torch.from_numpy(array) for key, array in frame.items()}, reward=reward)
+        return self._entries(self._tensors(frame), reward=reward)
+
+    def _tensors(self, frame: Frame) -> dict[str, Tensor]:
+        usual, tensors = self._usual, self._usual_tensors
+        return {key: tensors[key] if x is usual[key] else torch.from_numpy(x) for key, x in frame.items()}
 
     def _entries(self, tensors: dict[str, Tensor], *, reward: bool) -> TensorDict:
         agents = {key: tensor for key, tensor in tensors.items() if key not in _ROOT and (reward or key != "reward")}

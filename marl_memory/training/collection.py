@@ -36,7 +36,7 @@ class TaskEnv(Protocol):
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """Step all, reset the ended; the step with ``"next"``, and the observations to act on.
 
-        The tensors are new ones at every step: they are stored some steps later.
+        What a tensor holds does not change later: it is stored some steps after.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,18 @@ def test_a_missed_bound_is_seen_and_the_median_counts() -> None:
     assert table.missed(row, {"least": 1.1})
     assert not table.missed(row, {"most": 1.0})
     assert "MISSED" in table.line(row, {"most": 0.9})
+
+
+def test_what_misses_its_bound_is_measured_again() -> None:
+    figures = {"slow": iter([2.0, 1.5, 0.9]), "fine": iter([0.5, 3.0, 3.0])}
+
+    def measure(repeats: int) -> Iterator[Row]:
+        yield from (Row(name, [next(values)] * repeats) for name, values in figures.items())
+
+    limits, rows = {name: {"most": 1.0} for name in figures}, {}
+    assert [table.take(measure, 3, limits, rows) for _ in range(3)] == [True, True, False]
+    assert (rows["slow"].value, rows["slow"].earlier) == (0.9, [2.0, 1.5])
+    assert (rows["fine"].value, rows["fine"].earlier) == (0.5, [])
 
 
 def test_turns_alternate() -> None:

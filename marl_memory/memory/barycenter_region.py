@@ -53,7 +53,7 @@ class BarycenterRegion(MemoryOperator):
     Args:
         spec: the task.
         seed: the run's seed; ``policy="simhash"`` and ``payloads="shuffled"`` draw from it.
-        scope, capacity, budget, policy, neighbours, half_life, min_rows: see `GradientField`.
+        scope, capacity, budget, policy, neighbours, half_life, search, min_rows: see `GradientField`.
         coefficient: $c_M$.
         mass_half: c.
         lam: λ at the start.
@@ -87,6 +87,7 @@ class BarycenterRegion(MemoryOperator):
         policy: str = "merge",
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
+        search: str = "exact",
         min_rows: int | None = None,
         coefficient: float = 0.5,
         mass_half: float = 1.0,
@@ -127,6 +128,7 @@ class BarycenterRegion(MemoryOperator):
             policy=policy,
             neighbours=neighbours,
             half_life=half_life,
+            search=search,
             min_rows=min_rows,
             payloads=payloads,
             seed=seed,

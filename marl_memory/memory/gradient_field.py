@@ -84,6 +84,7 @@ class GradientField(MemoryOperator):
         policy: ``merge``, ``fifo`` or ``simhash``, see `policies`.
         neighbours: K.
         half_life: environment steps after which a row counts half; None: never.
+        search: ``exact``, or ``lists`` for banks of tens of thousands of rows, see `RingStore`.
         min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.
@@ -114,6 +115,7 @@ class GradientField(MemoryOperator):
         policy: str = "merge",
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
+        search: str = "exact",
         min_rows: int | None = None,
         beta: float = 0.5,
         beta_rule: Literal["variance", "mass"] = "variance",
@@ -146,6 +148,7 @@ class GradientField(MemoryOperator):
             policy=policy,
             neighbours=neighbours,
             half_life=half_life,
+            search=search,
             min_rows=min_rows,
             payloads=payloads,
             seed=seed,

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from marl_memory.functional.neighbours import nearest
+from marl_memory.memory.index import SEARCHES, Lists, search
 from marl_memory.memory.policies import Fifo, Merge, Policy, SimHash
 
 POLICIES = ("merge", "fifo", "simhash")
@@ -62,7 +63,10 @@ class RingStore(nn.Module):
         neighbours: K.
         half_life: environment steps after which a row counts half; None: rows do not age.
         mass_limit: the most that a row's mass grows to.
-        generator: where ``simhash`` draws its projections.
+        search: ``exact``, or ``lists``: an index for large banks, see `Lists`; scales stay as they are once there
+            are lists.
+        probes: of ``lists``.
+        generator: where ``simhash`` draws its projections, and ``lists`` its centroids.
 
     Raises:
         ValueError: for an unknown policy, or banks smaller than K.
@@ -81,6 +85,8 @@ class RingStore(nn.Module):
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
         mass_limit: float = 100.0,
+        search: str = "exact",
+        probes: int = 16,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -88,11 +94,18 @@ class RingStore(nn.Module):
             raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
         if rows < neighbours:
             raise ValueError(f"capacity gives each bank {rows} rows, fewer than neighbours={neighbours}")
+        if search not in SEARCHES:
+            raise ValueError(f"search={search!r} must be one of {', '.join(SEARCHES)}")
+        if search == "lists" and (generator is None or policy == "simhash"):
+            raise ValueError("search='lists' needs a generator, and another policy than 'simhash', which leaves gaps")
         self.banks, self.rows, self.payloads, self.neighbours = banks, rows, payloads, neighbours
         self.decay = 0.0 if half_life is None else math.log(2) / half_life
         self.mass_limit = mass_limit
         self.signal_size = payload_size if signal_size is None else signal_size
         self.policy = self._make_policy(policy, features, generator)
+        self.index = None
+        if search == "lists" and generator is not None:
+            self.index = Lists(banks, rows, features, probes=probes, generator=generator)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "keys": ((rows, features), torch.float32),
             "payload": ((rows, payloads, payload_size), torch.float32),
@@ -185,6 +198,8 @@ class RingStore(nn.Module):
         self.numbers.fill_(-1)
         self.utility.fill_(-torch.inf)
         self.bandwidth.fill_(LEAST_BANDWIDTH)
+        if self.index is not None:
+            self.index.clear()
 
     # ---------------------------------------------------------------------------------------------------------- reading
 
@@ -195,8 +210,8 @@ class RingStore(nn.Module):
 
     def nearest_scaled(self, keys: Tensor, k: int) -> Neighbours:
         """The k rows nearest to ``keys`` ``[G, R, F]``, which are scaled already."""
-        squared, index = nearest(keys, self.scaled, k, valid=self.mass.amax(-1) > 0)
-        return Neighbours(index, squared)
+        squared, rows = search(self.scaled, self.mass.amax(-1) > 0, self.index, keys, k)
+        return Neighbours(rows, squared)
 
     def weights(self, found: Neighbours, numbers: Tensor | None = None) -> Tensor:
         """$w_i$ ``[G, R, K, S]`` of neighbours: similarity × age decay × mass.
@@ -258,7 +273,7 @@ class RingStore(nn.Module):
         self._replace(at, fresh, keys, payload, live, numbers)
         if bool(merged.any()):
             self._average(at, merged, keys, payload, live, numbers)
-        self._note(at[fresh | merged])
+        self._note(at, fresh | merged)
 
     def _replace(self, at: Tensor, fresh: Tensor, keys: Tensor, payload: Tensor, live: Tensor, numbers: Tensor) -> None:
         rows = at[fresh]
@@ -296,8 +311,9 @@ class RingStore(nn.Module):
         own = self.numbers.view(-1)
         own[rows[own[rows] != numbers[merged]]] = -1
 
-    def _note(self, rows: Tensor) -> None:
+    def _note(self, at: Tensor, touched: Tensor) -> None:
         """Bring what follows from rows that were written up to date."""
+        rows = at[touched]
         self.time.view(-1)[rows] = self.now
         heaviest = self.mass.flatten(0, 1)[rows].amax(-1)
         self.utility.view(-1)[rows] = heaviest.log() + self.decay * self.now
@@ -305,6 +321,8 @@ class RingStore(nn.Module):
         self.scaled.flatten(0, 1)[rows] = self.keys.flatten(0, 1)[rows] * scale
         if isinstance(self.policy, SimHash):
             torch.sum(self.mass.amax(-1) > 0, 1, out=self.held)
+        if self.index is not None:
+            self.index.note(self.scaled, int(self.held.min()), at, touched)
 
     # --------------------------------------------------------------------------------------------------------- measures
 
@@ -327,13 +345,15 @@ class RingStore(nn.Module):
 
     def measure(self) -> None:
         """Measure the scale of the keys, the bandwidth and the radius within which rows are merged."""
+        frozen = self.index is not None and self.index.ready
         count = self.sampled.clamp(max=RESERVOIR)
         valid = torch.arange(RESERVOIR, device=count.device) < count.unsqueeze(1)
         n = count.clamp(min=1).view(-1, 1)
         mean = self.recent.sum(1) / n
         spread = torch.where(valid.unsqueeze(-1), self.recent - mean.unsqueeze(1), 0.0)
         std = (spread.square().sum(1) / n).sqrt()
-        self.scale.copy_(torch.where(count.view(-1, 1) > 1, 1 / std.clamp(min=LEAST_SCALE), 1.0))
+        if not frozen:
+            self.scale.copy_(torch.where(count.view(-1, 1) > 1, 1 / std.clamp(min=LEAST_SCALE), 1.0))
         self.centre.copy_(mean * self.scale)
         self._rescale()
         self.bandwidth.copy_(self._bandwidth(count, valid))

@@ -32,6 +32,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         collection,
         end_to_end,
         half_cheetah,
+        memory,
         neighbours,
         off_policy,
         spread,
@@ -46,6 +47,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         "off_policy": [off_policy.updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],
         "transport": [transport.gaussians, transport.categoricals],
+        "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows],
         "startup": [startup.imports],
     }

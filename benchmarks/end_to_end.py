@@ -55,7 +55,14 @@ def smax_trainer(folder: Path, seed: int) -> Trainer:
 
 
 def our_trainer(
-    make: Callable[..., Any], learner: Callable[..., Any], folder: Path, seed: int, *, n_envs: int, steps: int
+    make: Callable[..., Any],
+    learner: Callable[..., Any],
+    folder: Path,
+    seed: int,
+    *,
+    n_envs: int,
+    steps: int,
+    memory: Memory | None = None,
 ) -> Trainer:
     """A trainer whose iterations are called one by one."""
     frames = 1000 * n_envs * steps  # more than are made: no schedule ends, nothing is evaluated or saved
@@ -69,7 +76,7 @@ def our_trainer(
     )
     return Trainer(
         algorithm=learner(spec=env.task_spec, seed=seed),
-        memory=Memory(),
+        memory=memory or Memory(),
         env=env,
         evaluation_env=evaluation_env,
         schedule=schedule,

@@ -143,6 +143,31 @@ def test_resume_equals_uninterrupted_with_a_replay(algorithm: str, env: str, mor
     assert torch.equal(replays[0].ends_in_order(), replays[1].ends_in_order())
 
 
+MEMORIES = {
+    "mnemo_region": [("mappo", "toy/masked_duel"), ("ippo", "toy/rendezvous")],
+    "mnemo_gradient": [("maddpg", "toy/masked_duel"), ("matd3", "toy/rendezvous")],
+}
+
+
+@pytest.mark.parametrize("scope", ["per_agent", "shared", "centralized"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_resume_equals_uninterrupted_with_a_memory(memory: str, scope: str, tmp_path: Path) -> None:
+    halved = []
+    for algorithm, env in MEMORIES[memory]:
+        host = TOY[1:] if memory == "mnemo_region" else OFF_POLICY
+        options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
+        options += [f"memory.{memory}.min_rows=16", f"memory.{memory}.capacity=192"]
+        options += [f"memory.{memory}.strength_final=0.5", f"memory.{memory}.payloads=shuffled"]
+        train_here(tmp_path / f"{algorithm}_straight", *options)
+        train_here(tmp_path / f"{algorithm}_halved", *options, "training.stop_at_frames=640")
+        halved.append(str(tmp_path / f"{algorithm}_halved"))
+    subprocess.run([sys.executable, "-c", RESUME_ALL, *halved], check=True, timeout=280)
+    for algorithm, _ in MEMORIES[memory]:
+        straight = tmp_path / f"{algorithm}_straight"
+        assert float(rows(straight)[-1][f"memory/{memory}/rows"]) > 0
+        assert_same_runs(straight, tmp_path / f"{algorithm}_halved")
+
+
 def train_here(folder: Path, *overrides: str) -> None:
     """As `train`, in this process, where JAX need not compile again."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

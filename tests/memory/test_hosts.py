@@ -1,0 +1,111 @@
+"""Each operator on each of its hosts, in the three scopes: it is used, and the exact seams hold in whole runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from marl_memory.cli import config_dir
+from marl_memory.training.run import release, start
+
+SCOPES = ["per_agent", "shared", "centralized"]
+SMALL = ["network.hidden=[16,16]", "logger.quiet=true", "logger.tensorboard=false", "training.evaluation_episodes=2"]
+ON_POLICY = [
+    "training.n_envs=4",
+    "training.steps=32",
+    "training.total_frames=512",
+    "training.checkpoint_every_frames=256",
+    "training.evaluation_every_frames=512",
+    "algorithm.minibatches=2",
+    "algorithm.epochs=2",
+]
+OFF_POLICY = [
+    "training.n_envs=2",
+    "training.steps=64",
+    "training.total_frames=512",
+    "training.checkpoint_every_frames=256",
+    "training.evaluation_every_frames=512",
+    "algorithm.batch_size=32",
+    "algorithm.warmup_frames=64",
+    "algorithm.capacity=512",
+    "algorithm.updates_per_frame=0.25",
+]
+REGION = ["memory=[mnemo_region]", "memory.mnemo_region.min_rows=16"]
+GRADIENT = ["memory=[mnemo_gradient]", "memory.mnemo_gradient.min_rows=16"]
+STRENGTH = {"mnemo_region": "omega", "mnemo_gradient": "beta"}
+
+TEAMS = ["mamujoco/half_cheetah_2x3", "mpe/simple_spread", "smax/3m"]
+TABLE = [
+    *(("ppo", env, REGION) for env in ("box2d/lunar_lander", "mujoco/half_cheetah")),
+    *((algorithm, env, REGION) for algorithm in ("ippo", "mappo") for env in TEAMS),
+    *(
+        (algorithm, env, GRADIENT)
+        for algorithm in ("ddpg", "td3")
+        for env in ("mujoco/half_cheetah", "box2d/lunar_lander_continuous")
+    ),
+    *((algorithm, env, GRADIENT) for algorithm in ("maddpg", "matd3") for env in TEAMS),
+]
+NEEDS = {"box2d": "Box2D", "mujoco": "mujoco", "mamujoco": "gymnasium_robotics", "mpe": "mpe2", "smax": "jaxmarl"}
+
+
+def run(folder: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
+    """The algorithm's parameters after a run, and the rows of its metrics."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", [*overrides, f"run_folder={folder}"]), resolve=True)
+    trainer = start(config, folder)
+    try:
+        trainer.run()
+        parameters = {name: p.detach().clone() for name, p in trainer.algorithm.named_parameters()}
+    finally:
+        trainer.close()
+        release(folder)
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return parameters, list(csv.DictReader(stream))
+
+
+def assert_used(rows: list[dict[str, str]], memory: str) -> None:
+    """Rows were held, and memory acted, at two checkpoints."""
+    for frames in ("256", "512"):
+        row = next(row for row in rows if row["frames"] == frames)
+        assert float(row[f"memory/{memory}/rows"]) > 0
+        assert float(row[f"memory/{memory}/{STRENGTH[memory]}"]) > 0, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("algorithm", "env", "memory"), TABLE, ids=lambda x: x if isinstance(x, str) else "")
+def test_memory_is_used(algorithm: str, env: str, memory: list[str], scope: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDS[env.partition("/")[0]])
+    frames = ON_POLICY if memory is REGION else OFF_POLICY
+    _, rows = run(tmp_path / "run", f"env={env}", f"algorithm={algorithm}", *SMALL, *frames, *memory, f"scope={scope}")
+    assert_used(rows, memory[0][8:-1])
+
+
+TOYS = [
+    ("mappo", "toy/masked_duel", REGION),
+    ("ippo", "toy/rendezvous", REGION),
+    ("maddpg", "toy/masked_duel", GRADIENT),
+    ("matd3", "toy/rendezvous", GRADIENT),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "env", "memory"), TOYS, ids=lambda x: x if isinstance(x, str) else "")
+def test_memory_acts_in_every_scope_and_not_at_strength_0(
+    algorithm: str, env: str, memory: list[str], tmp_path: Path
+) -> None:
+    name = memory[0][8:-1]
+    options = [f"env={env}", f"algorithm={algorithm}", *SMALL, *(ON_POLICY if memory is REGION else OFF_POLICY)]
+    host, _ = run(tmp_path / "host", *options)
+    for scope in SCOPES:
+        with_memory, rows = run(tmp_path / scope, *options, *memory, f"scope={scope}")
+        assert_used(rows, name)
+        assert any(not torch.equal(p, with_memory[key]) for key, p in host.items())
+        idle, rows = run(tmp_path / f"{scope}_0", *options, *memory, f"scope={scope}", f"memory.{name}.strength=0")
+        assert float(rows[-1][f"memory/{name}/rows"]) > 0
+        assert all(torch.equal(p, idle[key]) for key, p in host.items())

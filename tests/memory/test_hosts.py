@@ -58,6 +58,7 @@ def run(folder: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], list[di
     """The algorithm's parameters after a run, and the rows of its metrics."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config: Any = OmegaConf.to_container(compose("config", [*overrides, f"run_folder={folder}"]), resolve=True)
+    del config["run_folder"]
     trainer = start(config, folder)
     try:
         trainer.run()

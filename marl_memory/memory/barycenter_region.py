@@ -53,7 +53,8 @@ class BarycenterRegion(MemoryOperator):
     Args:
         spec: the task.
         seed: the run's seed; ``policy="simhash"`` and ``payloads="shuffled"`` draw from it.
-        scope, capacity, budget, policy, neighbours, half_life, search, min_rows: see `GradientField`.
+        scope, capacity, budget, policy, neighbours, half_life, search, projection, min_rows: see
+            `GradientField`.
         coefficient: $c_M$.
         mass_half: c.
         lam: λ at the start.
@@ -88,6 +89,7 @@ class BarycenterRegion(MemoryOperator):
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
         search: str = "exact",
+        projection: int | None = None,
         min_rows: int | None = None,
         coefficient: float = 0.5,
         mass_half: float = 1.0,
@@ -129,6 +131,7 @@ class BarycenterRegion(MemoryOperator):
             neighbours=neighbours,
             half_life=half_life,
             search=search,
+            projection=projection,
             min_rows=min_rows,
             payloads=payloads,
             seed=seed,

@@ -85,6 +85,7 @@ class GradientField(MemoryOperator):
         neighbours: K.
         half_life: environment steps after which a row counts half; None: never.
         search: ``exact``, or ``lists`` for banks of tens of thousands of rows, see `RingStore`.
+        projection: to how many dimensions keys are projected before they are compared; None: they are not.
         min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.
@@ -116,6 +117,7 @@ class GradientField(MemoryOperator):
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
         search: str = "exact",
+        projection: int | None = None,
         min_rows: int | None = None,
         beta: float = 0.5,
         beta_rule: Literal["variance", "mass"] = "variance",
@@ -149,6 +151,7 @@ class GradientField(MemoryOperator):
             neighbours=neighbours,
             half_life=half_life,
             search=search,
+            projection=projection,
             min_rows=min_rows,
             payloads=payloads,
             seed=seed,

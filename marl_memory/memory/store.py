@@ -56,6 +56,8 @@ class RingStore(nn.Module):
         banks: G.
         rows: N.
         features: F, of a key.
+        projection: D, to which scaled keys are brought by a fixed Gaussian projection before they are compared (images,
+            large states); None: they are compared as they are.
         payloads: S, in a row.
         payload_size: P.
         signal_size: of how many of the payload's leading entries the second moment is kept; None: of all.
@@ -79,6 +81,7 @@ class RingStore(nn.Module):
         rows: int,
         features: int,
         payload_size: int,
+        projection: int | None = None,
         signal_size: int | None = None,
         payloads: int = 1,
         policy: str = "merge",
@@ -102,10 +105,14 @@ class RingStore(nn.Module):
         self.decay = 0.0 if half_life is None else math.log(2) / half_life
         self.mass_limit = mass_limit
         self.signal_size = payload_size if signal_size is None else signal_size
-        self.policy = self._make_policy(policy, features, generator)
+        compared = features if projection is None else projection
+        self.planes: Tensor | None
+        planes = None if projection is None else _projection(features, projection, generator)
+        self.register_buffer("planes", planes)
+        self.policy = self._make_policy(policy, compared, generator)
         self.index = None
         if search == "lists" and generator is not None:
-            self.index = Lists(banks, rows, features, probes=probes, generator=generator)
+            self.index = Lists(banks, rows, compared, probes=probes, generator=generator)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "keys": ((rows, features), torch.float32),
             "payload": ((rows, payloads, payload_size), torch.float32),
@@ -116,7 +123,7 @@ class RingStore(nn.Module):
             "utility": ((rows,), torch.float32),
             "recent": ((RESERVOIR, features), torch.float32),
             "scale": ((features,), torch.float32),
-            "centre": ((features,), torch.float32),
+            "centre": ((compared,), torch.float32),
             "bandwidth": ((), torch.float32),
             "merge_radius": ((), torch.float32),
             "held": ((), torch.int64),
@@ -128,7 +135,7 @@ class RingStore(nn.Module):
         for name, (shape, dtype) in shapes.items():
             self.register_buffer(name, torch.zeros(banks, *shape, dtype=dtype))
         self.register_buffer("now", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("scaled", torch.zeros(banks, rows, features), persistent=False)
+        self.register_buffer("scaled", torch.zeros(banks, rows, compared), persistent=False)
         self.bank_numbers: Tensor
         self.register_buffer("bank_numbers", torch.arange(banks).unsqueeze(1), persistent=False)
         self.clear()
@@ -153,7 +160,7 @@ class RingStore(nn.Module):
     scale: Tensor
     """``[G, F]``: 1/σ."""
     centre: Tensor
-    """``[G, F]``, mean of the recent keys, scaled."""
+    """``[G, D]``, mean of the recent keys, as they are compared."""
     bandwidth: Tensor
     """``[G]``: h."""
     merge_radius: Tensor
@@ -171,7 +178,7 @@ class RingStore(nn.Module):
     now: Tensor
     """``[]`` environment steps."""
     scaled: Tensor
-    """``[G, N, F]``: keys × scale; follows from the two."""
+    """``[G, N, D]``: keys as they are compared: scaled (and projected)."""
 
     def _make_policy(self, name: str, features: int, generator: Generator | None) -> Policy:
         if name == "simhash":
@@ -191,8 +198,8 @@ class RingStore(nn.Module):
 
     def clear(self) -> None:
         """Forget everything."""
-        for buffer in (*self.buffers(recurse=False),):
-            if buffer is not self.bank_numbers:
+        for buffer in self.buffers(recurse=False):
+            if buffer is not self.bank_numbers and buffer is not self.planes:
                 buffer.zero_()
         self.scale.fill_(1.0)
         self.numbers.fill_(-1)
@@ -317,8 +324,8 @@ class RingStore(nn.Module):
         self.time.view(-1)[rows] = self.now
         heaviest = self.mass.flatten(0, 1)[rows].amax(-1)
         self.utility.view(-1)[rows] = heaviest.log() + self.decay * self.now
-        scale = self.scale[rows // self.rows]
-        self.scaled.flatten(0, 1)[rows] = self.keys.flatten(0, 1)[rows] * scale
+        compared = self._projected(self.keys.flatten(0, 1)[rows] * self.scale[rows // self.rows])
+        self.scaled.flatten(0, 1)[rows] = compared
         if isinstance(self.policy, SimHash):
             torch.sum(self.mass.amax(-1) > 0, 1, out=self.held)
         if self.index is not None:
@@ -327,7 +334,10 @@ class RingStore(nn.Module):
     # --------------------------------------------------------------------------------------------------------- measures
 
     def _scaled(self, keys: Tensor) -> Tensor:
-        return keys * self.scale.unsqueeze(1)
+        return self._projected(keys * self.scale.unsqueeze(1))
+
+    def _projected(self, keys: Tensor) -> Tensor:
+        return keys if self.planes is None else keys @ self.planes
 
     def _sample(self, keys: Tensor, offered: Tensor) -> None:
         rank = offered.cumsum(1) - 1
@@ -346,6 +356,7 @@ class RingStore(nn.Module):
     def measure(self) -> None:
         """Measure the scale of the keys, the bandwidth and the radius within which rows are merged."""
         frozen = self.index is not None and self.index.ready
+        frozen |= self.planes is not None and bool((self.sampled >= RESERVOIR).all() & (self.measured > 0).all())
         count = self.sampled.clamp(max=RESERVOIR)
         valid = torch.arange(RESERVOIR, device=count.device) < count.unsqueeze(1)
         n = count.clamp(min=1).view(-1, 1)
@@ -354,14 +365,14 @@ class RingStore(nn.Module):
         std = (spread.square().sum(1) / n).sqrt()
         if not frozen:
             self.scale.copy_(torch.where(count.view(-1, 1) > 1, 1 / std.clamp(min=LEAST_SCALE), 1.0))
-        self.centre.copy_(mean * self.scale)
+        self.centre.copy_(self._projected(mean * self.scale))
         self._rescale()
         self.bandwidth.copy_(self._bandwidth(count, valid))
         self.merge_radius.copy_(self._distances(self.scaled, self.held, self.mass.amax(-1) > 0, 1)[:, 0])
         self.measured.copy_(self.sampled)
 
     def _rescale(self) -> None:
-        torch.mul(self.keys, self.scale.unsqueeze(1), out=self.scaled)
+        self.scaled.copy_(self._scaled(self.keys))
 
     def _bandwidth(self, count: Tensor, valid: Tensor) -> Tensor:
         r"""Median distance to the K-th neighbour among m recent keys, brought to the n rows that a bank holds.
@@ -370,7 +381,7 @@ class RingStore(nn.Module):
         The keys are those before merging: with distances of merged rows a store would widen its own radius.
         """
         k = self.neighbours
-        distances = self._distances(self.recent * self.scale.unsqueeze(1), count, valid, k)
+        distances = self._distances(self._scaled(self.recent), count, valid, k)
         some = -(-k // 4)
         near, far = distances[:, some - 1], distances[:, k - 1]
         if k > 1:
@@ -392,3 +403,13 @@ class RingStore(nn.Module):
         squared, _ = nearest(queries, keys, k, valid=valid, exclude=steps)
         squared = torch.where(squared.isfinite(), squared, 0.0).cummax(-1).values
         return squared.median(1).values.sqrt()
+
+
+def _projection(features: int, size: int, generator: Generator | None) -> Tensor:
+    """``[F, D]``: keeps distances in expectation.
+
+    Reference: Johnson and Lindenstrauss (1984).
+    """
+    if generator is None or not 1 <= size:
+        raise ValueError(f"projection={size} must be at least 1, and needs a generator")
+    return torch.randn(features, size, generator=generator) / math.sqrt(size)

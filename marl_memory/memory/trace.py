@@ -23,7 +23,7 @@ class Trace(nn.Module):
         spec: the task.
         scope, capacity, budget: see `Scope`.
         payload_size: P.
-        signal_size, policy, neighbours, half_life, search: see `RingStore`.
+        signal_size, policy, neighbours, half_life, search, projection: see `RingStore`.
         min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
         shuffled: whether payloads are stored with the keys of other rows (a control).
         seed: of projections and shuffles.
@@ -43,6 +43,7 @@ class Trace(nn.Module):
         neighbours: int,
         half_life: float | None,
         search: str,
+        projection: int | None,
         min_rows: int | None,
         payloads: str,
         seed: int,
@@ -65,6 +66,7 @@ class Trace(nn.Module):
             neighbours=neighbours,
             half_life=half_life,
             search=search,
+            projection=projection,
             generator=self.generator,
         )
         self.min_rows = min(1000, rows // 4) if min_rows is None else min_rows

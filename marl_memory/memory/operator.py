@@ -100,11 +100,11 @@ class MemoryOperator(TensorDictModuleBase):
 
 
 def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
-    """Set an entry, in the room that was made for it where ``td`` takes no new keys."""
-    if (room := td.get(key, None)) is None:
-        td.set(key, value)
+    """Set an entry; where ``td`` is locked, in the room that was made for it (else nobody's tensor is written to)."""
+    if td.is_locked:
+        td.get(key).copy_(value)
     else:
-        room.copy_(value)
+        td.set(key, value)
 
 
 class Memory:

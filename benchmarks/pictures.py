@@ -1,0 +1,96 @@
+"""The pictures of the operators' pages, by the operators themselves: ``python -m benchmarks.pictures docs/images``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from tensordict import TensorDict
+from torch import Tensor
+
+from marl_memory.functional.transport import gaussian_barycenter
+from marl_memory.memory.gradient_field import GradientField
+from marl_memory.spec import TaskSpec
+
+INK, PAST, NOW, BOTH = "#555555", "#b5541c", "#9db4c0", "#12476b"
+
+
+def one_dimensional() -> TaskSpec:
+    """One agent with one observation and one action."""
+    return TaskSpec(
+        name="line",
+        agents=("agent",),
+        observation_sizes=(1,),
+        action_sizes=(1,),
+        continuous=True,
+        state_size=1,
+        own_state=False,
+        common_reward=False,
+        action_low=((-1.0,),),
+        action_high=((1.0,),),
+    )
+
+
+def rows(spec: TaskSpec, state: Tensor, gradient: Tensor) -> TensorDict:
+    """What a host shows the field at states ``[B]`` with gradients ``[B]``."""
+    k, b = spec.keys, len(state)
+    td = TensorDict(batch_size=(b,))
+    td.set(k.observation, state.view(b, 1, 1))
+    td.set(k.alive, torch.ones(b, 1, dtype=torch.bool))
+    td.set(k.action_gradient, gradient.view(b, 1, 1))
+    td.set(k.policy_action, torch.zeros(b, 1, 1))
+    return td
+
+
+def gradient_field(file: Path) -> None:
+    """A noisy gradient over the line, what is remembered of it, and the mixture."""
+    spec, g = one_dimensional(), torch.Generator().manual_seed(0)
+    field = GradientField(spec=spec, fixed_point_gate=False, half_life=None, capacity=512)
+    true = lambda s: torch.sin(2 * s)  # noqa: E731
+    for _ in range(20):
+        state = 4 * torch.rand(64, generator=g) - 2
+        td = rows(spec, state, true(state) + 0.6 * torch.randn(64, generator=g))
+        field(td)
+        field.write(td)
+    state = torch.linspace(-2, 2, 160)
+    noisy = true(state) + 0.6 * torch.randn(160, generator=g)
+    td = field(rows(spec, state, noisy))
+    mixed, beta = td.get(spec.keys.action_gradient).flatten(), td.get(field.report)[:, 0, 2]
+    past = (mixed - (1 - beta) * noisy) / beta
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(state, noisy, ".", color=NOW, markersize=4, label="g: fresh, noisy")
+    axes.plot(state, past, color=PAST, label="ĝ: remembered")
+    axes.plot(state, mixed, color=BOTH, linewidth=0.9, label=f"mixture, β ≈ {beta.mean():.2f}")
+    axes.plot(state, true(state), color=INK, linestyle="--", linewidth=1, label="the critic without noise")
+    axes.set(xlabel="state", ylabel="∂Q/∂a")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.savefig(file)
+
+
+def barycenter_region(file: Path) -> None:
+    """Past distributions at one state, the present one, and p* for three strengths of the anchor."""
+    means, stds = torch.tensor([[[-0.9], [-0.4], [-0.6]]]), torch.tensor([[[0.30], [0.35], [0.25]]])
+    mean, std = torch.tensor([[0.8]]), torch.tensor([[0.5]])
+    x = torch.linspace(-2.2, 2.6, 400)
+    density = lambda m, s: torch.exp(-0.5 * ((x - m) / s) ** 2) / (s * 2.5066)  # noqa: E731
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for i in range(3):
+        label = "past distributions" if i == 0 else None
+        axes.plot(x, density(means[0, i], stds[0, i]), color=PAST, alpha=0.5, linewidth=1, label=label)
+    axes.plot(x, density(mean[0], std[0]), color=INK, linestyle="--", label="π: the present policy")
+    for lam, alpha in ((0.5, 0.4), (2.0, 0.7), (8.0, 1.0)):
+        m, s = gaussian_barycenter(mean, std, means, stds, torch.full((1, 3), 1 / 3), torch.ones(1), lam)
+        axes.plot(x, density(m[0], s[0]), color=BOTH, alpha=alpha, label=f"p*, λ = {lam:g}")
+    axes.set(xlabel="action (before squashing)", ylabel="density")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    gradient_field(folder / "gradient_field.svg")
+    barycenter_region(folder / "barycenter_region.svg")

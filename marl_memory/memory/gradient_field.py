@@ -267,7 +267,7 @@ class GradientField(MemoryOperator):
         cosine = cosine_similarity(own, recalled.mean, dim=-1, eps=TINY)
         if self.least_cosine is not None:
             beta = torch.where(cosine >= self.least_cosine, beta, 0.0)
-        beta = torch.where(total > 0, beta, 0.0)
+        beta = torch.where((total > 0) & td.get(self.spec.keys.alive), beta, 0.0)
         kept = (1 - beta).square() + beta.square() / effective.clamp(min=1.0)
         return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, kept], -1)
 

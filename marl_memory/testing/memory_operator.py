@@ -99,8 +99,9 @@ def draws_from_its_own_generator(case: Case) -> None:
     """It draws from its own generator only."""
 
     def generators() -> dict[str, Any]:
-        _, words, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
-        return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": (words.tobytes(), place)}
+        legacy: Any = np.random.get_state()  # noqa: NPY002
+        numpy = (legacy[1].tobytes(), legacy[2:])
+        return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": numpy}
 
     before = generators()
     first, second = case.build(), case.build()

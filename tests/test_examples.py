@@ -121,7 +121,7 @@ def test_operator_acts_is_saved_and_at_strength_0_changes_nothing(
     states = {
         name: train(folder, name, *arguments, *overrides, monkeypatch=monkeypatch)
         for name, overrides in {
-            "on": ["memory.visit_bonus.strength=0.5"],
+            "on": ["memory.visit_bonus.eta=0.5"],
             "zero": ["memory.visit_bonus.strength=0"],
             "absent": ["memory=[]"],
         }.items()

@@ -273,7 +273,7 @@ class GradientField(MemoryOperator):
         cosine = cosine_similarity(own, recalled.mean, dim=-1, eps=TINY)
         if self.least_cosine is not None:
             beta = torch.where(cosine >= self.least_cosine, beta, 0.0)
-        beta = torch.where(total > 0, beta, 0.0)
+        beta = torch.where((total > 0) & td.get(self.spec.keys.alive), beta, 0.0)
         kept = (1 - beta).square() + beta.square() / effective.clamp(min=1.0)
         return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, kept], -1)
 
@@ -311,7 +311,8 @@ class GradientField(MemoryOperator):
         self.pairs.mul_(FORGET).add_(torch.where(living, td.get(self.moments), 0.0).flatten(0, -2).sum(0))
         count = alive.reshape(-1, self.spec.n_agents, 1).sum(0).clamp(min=1)
         for key, (mean, variance) in zip((self.fresh, self.spec.keys.action_gradient), self.averages, strict=True):
-            step = torch.where(living, td.get(key), 0.0).reshape(-1, *mean.shape).sum(0) / count - mean
+            gradient = self._project(td.get(key), td)  # else masked and padded entries would count in one of the two
+            step = torch.where(living, gradient, 0.0).reshape(-1, *mean.shape).sum(0) / count - mean
             mean.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
             variance.add_((1 - FORGET) * step.square()).mul_(FORGET)
 

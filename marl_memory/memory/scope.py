@@ -63,11 +63,9 @@ class Scope(nn.Module):
         self.joint = name == "centralized"
         self.features = spec.state_size if self.joint else spec.observation_size
         """F, of a key."""
-        valid = torch.tensor(spec.observation_valid)
-        if self.joint:
-            valid = torch.ones(spec.state_size, dtype=torch.bool) if spec.own_state else valid.flatten()
+        self.own_state = spec.own_state
         self.valid: Tensor
-        self.register_buffer("valid", valid, persistent=False)
+        self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
         self.banks = 1 if self.joint else len(groups)
         """G."""
         self.payloads = self.n_agents if self.joint else 1
@@ -101,11 +99,11 @@ class Scope(nn.Module):
         Padding and the dead have 0 there, whatever ``td`` holds.
         """
         alive: Tensor = td.get(self.key_names.alive)
-        if self.joint:
-            state = torch.where(alive.any(-1, keepdim=True) & self.valid, td.get(self.key_names.state), 0.0)
-            return state.reshape(1, -1, self.features)
-        own = torch.where(alive.unsqueeze(-1) & self.valid, td.get(self.key_names.observation), 0.0)
-        return self.to_banks(own).squeeze(2)
+        counts = alive.unsqueeze(-1) & self.valid
+        if self.joint:  # a state that is all observations has dead agents and padding in it too
+            counts = alive.any(-1, keepdim=True) if self.own_state else counts.flatten(-2)
+            return torch.where(counts, td.get(self.key_names.state), 0.0).reshape(1, -1, self.features)
+        return self.to_banks(torch.where(counts, td.get(self.key_names.observation), 0.0)).squeeze(2)
 
     def to_banks(self, x: Tensor, trailing: int = 1) -> Tensor:
         """``[*B, A, …] → [G, R, S, …]`` with ``trailing`` dimensions behind the agents'."""

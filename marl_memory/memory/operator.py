@@ -100,9 +100,12 @@ class MemoryOperator(TensorDictModuleBase):
 
 
 def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
-    """Set an entry, in the room that was made for it where ``td`` takes no new keys."""
+    """Set an entry to a copy of ``value``, in the room that was made for it where ``td`` takes no new keys.
+
+    A copy in both cases: without it an entry could share its memory with one that is set in place later.
+    """
     if (room := td.get(key, None)) is None:
-        td.set(key, value)
+        td.set(key, value.clone())
     else:
         room.copy_(value)
 

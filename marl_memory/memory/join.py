@@ -43,9 +43,10 @@ class JoinedRegion:
         """
         k, distribution = self.region.spec.keys, self.distribution(td)
         policy = {k.policy(name): self._of_team(x, td) for name, x in parameters_of(distribution).items()}
-        if set(policy) != (read := {key for key in self.region.asks if key != k.action_values}):
+        if not set(policy) <= set(self.region.asks):
+            wanted = "continuous: a Gaussian" if self.region.spec.continuous else "discrete: a categorical"
             raise ValueError(
-                f"the policy is a {type(distribution).__name__}, and the task's actions need {sorted(read)}"
+                f"the policy is a {type(distribution).__name__}; the spec's actions are {wanted} fits them"
             )
         view = self._view(td).update(policy)
         if (allowed := allowed_by(distribution)) is not None:

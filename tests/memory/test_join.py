@@ -255,7 +255,7 @@ def test_what_it_refuses() -> None:
     with pytest.raises(ValueError, match="there is no value at .*state_value: say where it is, by value=KEY"):
         gated.recall(batch().exclude("state_value"))
     one = TaskSpec.of_sizes(observation_size=F, n_actions=P)
-    with pytest.raises(ValueError, match="the policy is a TanhNormal"):
+    with pytest.raises(ValueError, match="the policy is a TanhNormal; the spec's actions are discrete"):
         BarycenterRegion(spec=one).join(actor).recall(batch())
     wide = TaskSpec.of_sizes(observation_size=5, action_low=(-1.0,) * P, action_high=(1.0,) * P)
     with pytest.raises(ValueError, match="observations have 3 features, not 5"):

@@ -60,6 +60,49 @@ class TaskSpec:
                 f"continuous={self.continuous} needs action_low and action_high set exactly when it is True"
             )
 
+    @classmethod
+    def of_sizes(
+        cls,
+        *,
+        observation_size: int,
+        n_actions: int | None = None,
+        action_low: tuple[float, ...] | None = None,
+        action_high: tuple[float, ...] | None = None,
+        agents: int = 1,
+        group: str = "agents",
+    ) -> TaskSpec:
+        """The task of one agent, or of several that are alike, by its sizes alone: for a loop of one's own.
+
+        Args:
+            observation_size: F.
+            n_actions: P of a task with discrete actions.
+            action_low, action_high: ``[P]`` bounds of an action, of a task with continuous ones.
+            agents: A.
+            group: the name of the agents' group.
+
+        Raises:
+            ValueError: unless either ``n_actions``, or both bounds (of one length) are given.
+        """
+        low, high = action_low or (), action_high or ()
+        if (n_actions is None) != bool(low) or len(low) != len(high):
+            raise ValueError(
+                "give n_actions (discrete actions), or action_low and action_high with one bound for each dimension of "
+                f"an action; got n_actions={n_actions}, action_low={action_low}, action_high={action_high}"
+            )
+        return cls(
+            name="own loop",
+            agents=tuple(f"{group}_{i}" for i in range(agents)),
+            observation_sizes=(observation_size,) * agents,
+            action_sizes=(len(low) if n_actions is None else n_actions,) * agents,
+            continuous=n_actions is None,
+            state_size=observation_size * agents,
+            own_state=False,
+            common_reward=False,
+            action_low=(tuple(low),) * agents if low else None,
+            action_high=(tuple(high),) * agents if high else None,
+            group=group,
+        )
+
     @property
     def n_agents(self) -> int:
         """A, the number of agents."""

@@ -19,7 +19,9 @@ from marl_memory.functional.transport import (
 )
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.fixed_point import TINY, FixedPointGate
+from marl_memory.memory.join import JoinedRegion
 from marl_memory.memory.operator import MemoryOperator, Stage, put
+from marl_memory.memory.stock import StockEntries
 from marl_memory.memory.trace import Trace
 from marl_memory.spec import TaskSpec
 
@@ -195,6 +197,18 @@ class BarycenterRegion(MemoryOperator):
         """See `MemoryOperator.set_progress`."""
         super().set_progress(frames, progress)
         self.trace.store.now.fill_(frames)
+
+    def join(self, actor: Any, **entries: Any) -> JoinedRegion:
+        """This operator in a script of TorchRL: see `JoinedRegion`.
+
+        Args:
+            actor: the ``ProbabilisticActor`` that is trained, [*B, …] or [*B, A, …].
+            entries: keys of entries that lie elsewhere than `stock.DEFAULTS` says, as ``value="critic_value"``.
+
+        Raises:
+            ValueError: for an unknown entry.
+        """
+        return JoinedRegion(self, actor, StockEntries(self.spec, entries))
 
     # ---------------------------------------------------------------------------------------------------------- recall
 

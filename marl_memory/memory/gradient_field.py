@@ -6,12 +6,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.fixed_point import FORGET, TINY, FixedPointGate, RunningMean
 from marl_memory.memory.operator import MemoryOperator, Stage, put
+from marl_memory.memory.stock import StockEntries
+from marl_memory.memory.tap import ActionTap
 from marl_memory.memory.trace import Trace
 from marl_memory.spec import TaskSpec
 
@@ -217,6 +220,31 @@ class GradientField(MemoryOperator):
         """See `MemoryOperator.set_progress`."""
         super().set_progress(frames, progress)
         self.trace.store.now.fill_(frames)
+
+    def tap(
+        self,
+        actor: TensorDictModuleBase,
+        *,
+        action: Any = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        **entries: Any,
+    ) -> TensorDictSequential:
+        """``actor`` followed by an `ActionTap`: the actor to give to TorchRL's ``DDPGLoss`` or ``TD3Loss``.
+
+        Args:
+            actor: writes an action ``[*B, P]``, or ``[*B, A, P]``; its parameters stay its own.
+            action: the action's key; None: the actor's last out_key.
+            reduction: the loss's.
+            entries: keys of entries that lie elsewhere than `stock.DEFAULTS` says, as ``observation="pixels"``.
+
+        Raises:
+            ValueError: for discrete actions, or an unknown entry; when the loss first calls the actor, if the
+                fixed-point gate is on and there is no TD error for it.
+        """
+        if action is None:
+            action = actor.out_keys[-1]
+        modules: list[Any] = [actor, ActionTap(self, StockEntries(self.spec, entries), action, reduction)]
+        return TensorDictSequential(modules)
 
     # ---------------------------------------------------------------------------------------------------------- recall
 

@@ -100,11 +100,14 @@ class MemoryOperator(TensorDictModuleBase):
 
 
 def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
-    """Set an entry; where ``td`` is locked, in the room that was made for it (else nobody's tensor is written to)."""
+    """Set an entry to a copy of ``value``; where ``td`` is locked, in the room that was made for it.
+
+    A copy, and never into a tensor that is somebody else's: an entry shares its memory with no other.
+    """
     if td.is_locked:
         td.get(key).copy_(value)
     else:
-        td.set(key, value)
+        td.set(key, value.clone())
 
 
 class Memory:

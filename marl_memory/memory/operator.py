@@ -100,9 +100,12 @@ class MemoryOperator(TensorDictModuleBase):
 
 
 def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
-    """Set an entry, in the room that was made for it where ``td`` takes no new keys."""
+    """Set an entry, in the room that was made for it where ``td`` takes no new keys.
+
+    It is a copy in either case: what becomes of ``value`` later, or of the entry it came from, does not change it.
+    """
     if (room := td.get(key, None)) is None:
-        td.set(key, value)
+        td.set(key, value.clone())
     else:
         room.copy_(value)
 

@@ -234,7 +234,7 @@ class GradientField(MemoryOperator):
         found, weights = self.trace.find(td)
         signal, action, error = self.trace.take(store.payload, found).split([p, p, 1], -1)
         if self.action_bandwidth is not None:
-            here = scope.to_banks(td.get(self.spec.keys.policy_action)).unsqueeze(2)
+            here = scope.to_banks(self._action(td)).unsqueeze(2)
             weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
         total = weights.sum(2)
         share = weights / total.clamp(min=TINY).unsqueeze(2)
@@ -293,7 +293,7 @@ class GradientField(MemoryOperator):
         self.square.update(square.sum(1) / live.sum(1).clamp(min=1))
         self._learn_scales(td, alive)
         rms = self.square.value.sqrt().clamp(min=TINY)
-        parts = [gradient / self.scope.per_agent(rms), td.get(k.policy_action)]
+        parts = [gradient / self.scope.per_agent(rms), self._action(td)]
         error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
         self.trace.write(td, torch.cat([*parts, error], -1))
 
@@ -337,6 +337,10 @@ class GradientField(MemoryOperator):
         if self.spec.continuous:
             return self.valid.expand(*td.batch_size, *self.valid.shape)
         return td.get(self.spec.keys.action_mask)
+
+    def _action(self, td: TensorDictBase) -> Tensor:
+        """What the policy does ``[*B, A, P]``, padding 0."""
+        return torch.where(self.valid, td.get(self.spec.keys.policy_action), 0.0)
 
     def _project(self, gradient: Tensor, td: TensorDictBase) -> Tensor:
         """0 where nothing is allowed; of discrete actions, without what all the allowed have in common."""

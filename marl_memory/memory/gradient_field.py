@@ -84,7 +84,7 @@ class GradientField(MemoryOperator):
         policy: ``merge``, ``fifo`` or ``simhash``, see `policies`.
         neighbours: K.
         half_life: environment steps after which a row counts half; None: never.
-        min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
+        min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.
         mass_half: c of ``mass``.

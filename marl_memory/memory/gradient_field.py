@@ -65,8 +65,8 @@ class GradientField(MemoryOperator):
     \cdot \min\Big(1, c_\delta \frac{|\bar\delta(s)|}{S}\Big)
     $$
 
-    where $\hat\sigma^2$ and L² are intercept (halved) and slope of a running regression of $\lVert g_i - g_j \rVert^2$
-    on $d_{ij}^2$.  The last factor is the fixed-point gate: $\bar\delta$ is the TD error around s, S the running root
+    where $\hat\sigma^2$ and L² are the coefficients of a running regression of $\lVert g(s) - g_i \rVert^2$ on
+    $u_i = 1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients) and $x_i = d_i^2$.  The last factor is the fixed-point gate: $\bar\delta$ is the TD error around s, S the running root
     mean square of the value targets, at least that of the rewards / (1 − γ).  It closes where the critic satisfies its
     Bellman equation, so that a memory cannot move that solution.
 
@@ -172,14 +172,14 @@ class GradientField(MemoryOperator):
 
     valid: Tensor
     pairs: Tensor
-    """``[5]``: decayed sums over pairs of rows and neighbours: 1, x, y, x², xy."""
+    """``[5]``: decayed sums over pairs of rows and neighbours: u², ux, uy, x², xy."""
     averages: Tensor
     """``[2, 2, A, P]``: of the batch's mean gradient, as it was and as it became, the running mean and variance."""
 
     fresh = ("learn", NAME, "fresh")
     """``[*B, A, P]``: the gradient as the critic gave it."""
     moments = ("learn", NAME, "moments")
-    """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: 1, x, y, x², xy."""
+    """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: u², ux, uy, x², xy."""
     report = ("learn", NAME, "report")
     """``[*B, A, 6]``, see `REPORT`."""
 
@@ -247,7 +247,8 @@ class GradientField(MemoryOperator):
         allowed = scope.to_banks(self._allowed(td)).unsqueeze(2)
         difference = torch.where(allowed, (scope.to_banks(gradient) / rms).unsqueeze(2) - signal, 0.0)
         y = torch.where(near, difference.square().sum(-1), 0.0)
-        columns = [near.sum(2), x.sum(2), y.sum(2), x.square().sum(2), (x * y).sum(2)]
+        u = torch.where(near, 1 + 1 / mass, 0.0)
+        columns = [(a * b).sum(2) for a, b in ((u, u), (u, x), (u, y), (x, x), (x, y))]
         columns += [total, effective, (share * x.sqrt()).sum(2), (weights * error.squeeze(-1)).sum(2)]
         numbers = scope.to_agents(torch.stack(columns, -1), td.batch_size)
         mean = scope.to_agents((share.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size)
@@ -273,14 +274,13 @@ class GradientField(MemoryOperator):
 
     def noise_and_slope(self) -> tuple[Tensor, Tensor]:
         """σ̂² and L² ``[]``, in units of the gradient's mean square and of h."""
-        count, x, y, xx, xy = self.pairs.unbind()
-        count = count.clamp(min=TINY)
-        mean_x, mean_y = x / count, y / count
-        spread = xx / count - mean_x.square()
-        slope = ((xy / count - mean_x * mean_y) / spread.clamp(min=TINY)).clamp(min=0.0)
+        uu, ux, uy, xx, xy = self.pairs.unbind()
+        uu = uu.clamp(min=TINY)
+        ux, uy = ux / uu, uy / uu
+        spread = xx / uu - ux.square()
+        slope = ((xy / uu - ux * uy) / spread.clamp(min=TINY)).clamp(min=0.0)
         slope = torch.where(spread > 1e-6, slope, 0.0)
-        noise = (mean_y - slope * mean_x).clamp(min=0.0) / 2
-        return torch.maximum(noise, 0.005 * mean_y), slope
+        return torch.maximum(uy - slope * ux, 0.01 * uy), slope
 
     # --------------------------------------------------------------------------------------------------------- remember
 

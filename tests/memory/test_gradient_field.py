@@ -245,8 +245,9 @@ def test_two_neighbours_by_hand_under_the_rule_of_mass(slope: float, reward_scal
 
 def test_two_neighbours_by_hand_under_the_rule_of_variance() -> None:
     memory = two_neighbours(beta=0.8, beta_rule="variance")
-    # Two pairs at squared distances 0 and 1 (units of h²) differ by 1 and 1.5: L² = 0.5, 2σ² = 1.
-    memory.pairs.copy_(torch.tensor([2.0, 1.0, 2.5, 1.0, 1.5]))
+    # Two pairs at squared distances x = 0 and 1 (units of h²) differ by y = 1 and 1.5: L² = 0.5, and σ² = 0.5, since
+    # both neighbours are one gradient each, u = 1 + 1/1.  The sums of u², ux, uy, x², xy:
+    memory.pairs.copy_(torch.tensor([8.0, 2.0, 5.0, 1.0, 1.5]))
     noise, slope = memory.noise_and_slope()
     assert (noise.item(), slope.item()) == pytest.approx((0.5, 0.5))
     td = memory(batch(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.0, 1.0]]]), error=0.3))
@@ -556,7 +557,7 @@ def test_variance_and_error_are_those_of_the_formulas() -> None:
 def test_the_rule_of_variance_is_the_best_beta(noise: float, slope: float, effective: float, distance: float) -> None:
     """With β_max = 1 the MSE of (M3) is least there, and below that of the gradient alone."""
     memory = field(task(), beta_rule="variance")
-    memory.pairs.copy_(torch.tensor([2.0, 1.0, 4 * noise + slope, 1.0, 2 * noise + slope]))
+    memory.pairs.copy_(torch.tensor([8.0, 2.0, 8 * noise + 2 * slope, 1.0, 2 * noise + slope]))
     b = slope * distance**2
 
     def mse(beta: float) -> float:
@@ -572,10 +573,11 @@ def test_the_rule_of_variance_is_the_best_beta(noise: float, slope: float, effec
     assert mse(beta) < noise
 
 
+@pytest.mark.parametrize("policy", ["fifo", "merge"])
 @pytest.mark.parametrize(("sigma", "slope"), [(0.2, 0.4), (0.1, 2.0), (0.6, 0.0)])
-def test_the_regression_finds_noise_and_slope(sigma: float, slope: float) -> None:
-    """‖g_i − g_j‖² = 2σ² + L² d², in units of the gradients' mean square and of h²."""
-    memory = field(task(), capacity=1024, neighbours=16, strength=0.0)
+def test_the_regression_finds_noise_and_slope(sigma: float, slope: float, policy: str) -> None:
+    """‖g − g_i‖² = (1 + 1/n_i) σ² + L² d², in units of the gradients' mean square and of h²."""
+    memory = field(task(), capacity=1024, neighbours=16, strength=0.0, policy=policy)
     for step in range(110):
         keys = 3 * uniform(256, 1, 2, seed=step)
         gradient = smooth(keys, slope) + sigma / math.sqrt(2) * normal(256, 1, 2, seed=500 + step)

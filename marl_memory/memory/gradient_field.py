@@ -66,9 +66,10 @@ class GradientField(MemoryOperator):
     $$
 
     where $\hat\sigma^2$ and L² are the coefficients of a running regression of $\lVert g(s) - g_i \rVert^2$ on
-    $u_i = 1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients) and $x_i = d_i^2$.  The last factor is the fixed-point gate: $\bar\delta$ is the TD error around s, S the running root
-    mean square of the value targets, at least that of the rewards / (1 − γ).  It closes where the critic satisfies its
-    Bellman equation, so that a memory cannot move that solution.
+    $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients) and $d_i^2$.  The last factor is the fixed-point gate:
+    $\bar\delta$ is the TD error around s, S the running root mean square of the value targets, at least that of the
+    rewards / (1 − γ).  It closes where the critic satisfies its Bellman equation, so that a memory cannot move that
+    solution.
 
     On discrete (Gumbel) hosts g is defined up to a constant and on the allowed actions only: it is projected there.
 

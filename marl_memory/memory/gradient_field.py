@@ -68,10 +68,11 @@ class GradientField(MemoryOperator):
     \cdot \min\Big(1, c_\delta \frac{|\bar\delta(s)|}{S}\Big)
     $$
 
-    where $\hat\sigma^2$ and L² are intercept (halved) and slope of a running regression of $\lVert g_i - g_j \rVert^2$
-    on $d_{ij}^2$.  The last factor is the fixed-point gate: $\bar\delta$ is the TD error around s, S the running root
-    mean square of the value targets, at least that of the rewards / (1 − γ).  It closes where the critic satisfies its
-    Bellman equation, so that a memory cannot move that solution.
+    where $\hat\sigma^2$ and L² are the coefficients of a running regression of $\lVert g(s) - g_i \rVert^2$ on
+    $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients) and $d_i^2$.  The last factor is the fixed-point gate:
+    $\bar\delta$ is the TD error around s, S the running root mean square of the value targets, at least that of the
+    rewards / (1 − γ).  It closes where the critic satisfies its Bellman equation, so that a memory cannot move that
+    solution.
 
     On discrete (Gumbel) hosts g is defined up to a constant and on the allowed actions only: it is projected there.
 
@@ -89,7 +90,7 @@ class GradientField(MemoryOperator):
         half_life: environment steps after which a row counts half; None: never.
         search: ``exact``, or ``lists`` for banks of tens of thousands of rows, see `RingStore`.
         projection: to how many dimensions keys are projected before they are compared; None: they are not.
-        min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
+        min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.
         mass_half: c of ``mass``.
@@ -181,14 +182,14 @@ class GradientField(MemoryOperator):
 
     valid: Tensor
     pairs: Tensor
-    """``[5]``: decayed sums over pairs of rows and neighbours: 1, x, y, x², xy."""
+    """``[5]``: decayed sums over pairs of rows and neighbours: u², ux, uy, x², xy."""
     averages: Tensor
     """``[2, 2, A, P]``: of the batch's mean gradient, as it was and as it became, the running mean and variance."""
 
     fresh = ("learn", NAME, "fresh")
     """``[*B, A, P]``: the gradient as the critic gave it."""
     moments = ("learn", NAME, "moments")
-    """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: 1, x, y, x², xy."""
+    """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: u², ux, uy, x², xy."""
     report = ("learn", NAME, "report")
     """``[*B, A, 6]``, see `REPORT`."""
 
@@ -268,7 +269,7 @@ class GradientField(MemoryOperator):
         found, weights = self.trace.find(td)
         signal, action, error = self.trace.take(store.payload, found).split([p, p, 1], -1)
         if self.action_bandwidth is not None:
-            here = scope.to_banks(td.get(self.spec.keys.policy_action)).unsqueeze(2)
+            here = scope.to_banks(self._action(td)).unsqueeze(2)
             weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
         total = weights.sum(2)
         share = weights / total.clamp(min=TINY).unsqueeze(2)
@@ -281,7 +282,8 @@ class GradientField(MemoryOperator):
         allowed = scope.to_banks(self._allowed(td)).unsqueeze(2)
         difference = torch.where(allowed, (scope.to_banks(gradient) / rms).unsqueeze(2) - signal, 0.0)
         y = torch.where(near, difference.square().sum(-1), 0.0)
-        columns = [near.sum(2), x.sum(2), y.sum(2), x.square().sum(2), (x * y).sum(2)]
+        u = torch.where(near, 1 + 1 / mass, 0.0)
+        columns = [(a * b).sum(2) for a, b in ((u, u), (u, x), (u, y), (x, x), (x, y))]
         columns += [total, effective, (share * x.sqrt()).sum(2), (weights * error.squeeze(-1)).sum(2)]
         numbers = scope.to_agents(torch.stack(columns, -1), td.batch_size)
         mean = scope.to_agents((share.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size)
@@ -307,14 +309,13 @@ class GradientField(MemoryOperator):
 
     def noise_and_slope(self) -> tuple[Tensor, Tensor]:
         """σ̂² and L² ``[]``, in units of the gradient's mean square and of h."""
-        count, x, y, xx, xy = self.pairs.unbind()
-        count = count.clamp(min=TINY)
-        mean_x, mean_y = x / count, y / count
-        spread = xx / count - mean_x.square()
-        slope = ((xy / count - mean_x * mean_y) / spread.clamp(min=TINY)).clamp(min=0.0)
+        uu, ux, uy, xx, xy = self.pairs.unbind()
+        uu = uu.clamp(min=TINY)
+        ux, uy = ux / uu, uy / uu
+        spread = xx / uu - ux.square()
+        slope = ((xy / uu - ux * uy) / spread.clamp(min=TINY)).clamp(min=0.0)
         slope = torch.where(spread > 1e-6, slope, 0.0)
-        noise = (mean_y - slope * mean_x).clamp(min=0.0) / 2
-        return torch.maximum(noise, 0.005 * mean_y), slope
+        return torch.maximum(uy - slope * ux, 0.01 * uy), slope
 
     # --------------------------------------------------------------------------------------------------------- remember
 
@@ -327,7 +328,7 @@ class GradientField(MemoryOperator):
         self.square.update(square.sum(1) / live.sum(1).clamp(min=1))
         self._learn_scales(td, alive)
         rms = self.square.value.sqrt().clamp(min=TINY)
-        parts = [gradient / self.scope.per_agent(rms), td.get(k.policy_action)]
+        parts = [gradient / self.scope.per_agent(rms), self._action(td)]
         error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
         self.trace.write(td, torch.cat([*parts, error], -1))
 
@@ -372,6 +373,10 @@ class GradientField(MemoryOperator):
         if self.spec.continuous:
             return self.valid.expand(*td.batch_size, *self.valid.shape)
         return td.get(self.spec.keys.action_mask)
+
+    def _action(self, td: TensorDictBase) -> Tensor:
+        """What the policy does ``[*B, A, P]``, padding 0."""
+        return torch.where(self.valid, td.get(self.spec.keys.policy_action), 0.0)
 
     def _project(self, gradient: Tensor, td: TensorDictBase) -> Tensor:
         """0 where nothing is allowed; of discrete actions, without what all the allowed have in common."""

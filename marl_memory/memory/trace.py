@@ -24,7 +24,7 @@ class Trace(nn.Module):
         scope, capacity, budget: see `Scope`.
         payload_size: P.
         signal_size, policy, neighbours, half_life, search, projection: see `RingStore`.
-        min_rows: rows a bank must hold before it acts; None: a quarter of what it can hold, at most 1 000.
+        min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         shuffled: whether payloads are stored with the keys of other rows (a control).
         seed: of projections and shuffles.
     """
@@ -94,7 +94,7 @@ class Trace(nn.Module):
         put(td, self.rows_key, self._to_rows(found.rows, td))
         put(td, self.squared_key, self._to_rows(found.squared, td))
         weights = self.store.weights(found, self._numbers(td))
-        ready = self.store.held >= self.min_rows
+        ready = self.store.written >= self.min_rows
         return found, weights if bool(ready.all()) else weights * ready.view(-1, 1, 1, 1)
 
     def take(self, entry: Tensor, found: Neighbours) -> Tensor:

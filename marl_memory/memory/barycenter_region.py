@@ -111,6 +111,11 @@ class BarycenterRegion(MemoryOperator):
     ) -> None:
         super().__init__(strength=strength, strength_final=strength_final)
         _check(spec, cost, divergence)
+        if policy == "fourier" and not spec.continuous:
+            raise ValueError(
+                "policy='fourier' reads means, and a mean of categorical distributions is no barycenter of theirs: "
+                "choose merge, fifo or simhash"
+            )
         for name, value in (("coefficient", coefficient), ("lam", lam), ("mass_half", mass_half)):
             if not value > 0:
                 raise ValueError(f"{name}={value!r} must be positive")
@@ -215,10 +220,9 @@ class BarycenterRegion(MemoryOperator):
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Set p* (its parameters, ``[*B, A, P]``) and its weight in the loss ``[*B, A]``."""
-        scope, store = self.scope, self.trace.store
-        found, weights = self.trace.find(td)
-        past, error, quality = self.trace.take(store.payload, found).split([self.width, 1, 1], -1)
-        mass = self.trace.take(store.mass, found).clamp(min=1)
+        scope = self.scope
+        payload, weights, mass, _ = self.trace.find(td)
+        past, error, quality = payload.split([self.width, 1, 1], -1)
         weights = weights * quality.squeeze(-1)
         total = weights.sum(2)
         effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)

@@ -85,7 +85,8 @@ class GradientField(MemoryOperator):
         scope: ``per_agent``, ``shared`` or ``centralized``, see `Scope`.
         capacity: payloads of single agents that are remembered.
         budget: whether ``capacity`` is that of all banks together (``total``) or of each (``per_bank``).
-        policy: ``merge``, ``fifo`` or ``simhash``, see `policies`.
+        policy: ``merge``, ``fifo`` or ``simhash``, see `policies`; ``fourier``: no rows but sums, see `FourierSketch`,
+            which needs ``beta_rule="mass"`` and no action gate.
         neighbours: K.
         half_life: environment steps after which a row counts half; None: never.
         search: ``exact``, or ``lists`` for banks of tens of thousands of rows, see `RingStore`.
@@ -140,6 +141,11 @@ class GradientField(MemoryOperator):
             raise ValueError(f"beta_rule={beta_rule!r} must be one of {', '.join(RULES)}")
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta!r} must lie in [0, 1]")
+        if policy == "fourier" and not (beta_rule == "mass" and action_bandwidth is None):
+            raise ValueError(
+                f"policy='fourier' keeps sums and no single gradient: beta_rule={beta_rule!r} must be 'mass' and "
+                f"action_bandwidth={action_bandwidth!r} null"
+            )
         self.spec, k, p = spec, spec.keys, spec.action_size
         self.beta, self.beta_rule, self.mass_half = beta, beta_rule, mass_half
         self.action_bandwidth, self.least_cosine = action_bandwidth, least_cosine
@@ -265,18 +271,16 @@ class GradientField(MemoryOperator):
 
     def _recall(self, td: TensorDictBase, gradient: Tensor) -> _Recalled:
         """What the neighbours say, for ``gradient`` ``[*B, A, P]``."""
-        p, scope, store = self.spec.action_size, self.scope, self.trace.store
-        found, weights = self.trace.find(td)
-        signal, action, error = self.trace.take(store.payload, found).split([p, p, 1], -1)
+        p, scope = self.spec.action_size, self.scope
+        payload, weights, mass, x = self.trace.find(td)
+        signal, action, error = payload.split([p, p, 1], -1)
         if self.action_bandwidth is not None:
             here = scope.to_banks(self._action(td)).unsqueeze(2)
             weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
         total = weights.sum(2)
         share = weights / total.clamp(min=TINY).unsqueeze(2)
-        mass = self.trace.take(store.mass, found).clamp(min=1)
         effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)
         near = weights > 0
-        x = found.squared.unsqueeze(-1) / store.bandwidth.square().view(-1, 1, 1, 1)
         x = torch.where(near, x, 0.0)
         rms = self.square.value.sqrt().clamp(min=TINY).unsqueeze(1).unsqueeze(-1)
         allowed = scope.to_banks(self._allowed(td)).unsqueeze(2)

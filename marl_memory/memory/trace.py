@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from tensordict import TensorDictBase
 from torch import Generator, Tensor, nn
@@ -9,20 +11,42 @@ from torch import Generator, Tensor, nn
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.operator import put
 from marl_memory.memory.scope import Scope
+from marl_memory.memory.sketch import FourierSketch
+from marl_memory.memory.store import POLICIES as RING_POLICIES
 from marl_memory.memory.store import Neighbours, RingStore
 from marl_memory.spec import TaskSpec
 
+POLICIES = (*RING_POLICIES, "fourier")
+
+
+class Neighbourhood(NamedTuple):
+    """What lies around R queries in each bank.
+
+    Args:
+        payload: ``[G, R, K, S, P]``.
+        weights: ``[G, R, K, S]``, similarity × age decay × mass; 0 where there is nothing, or the bank is not to act.
+        mass: ``[G, R, K, S]``, at least 1: payloads averaged in one.
+        squared: ``[G, R, K, S]``, squared distances in units of h².
+    """
+
+    payload: Tensor
+    weights: Tensor
+    mass: Tensor
+    squared: Tensor
+
 
 class Trace(nn.Module):
-    """Reads keys, life and row numbers from a TensorDict ``[*B]``, and speaks to a `RingStore` in banks.
+    """Reads keys, life and row numbers from a TensorDict ``[*B]``, and speaks to a store in banks.
 
-    ``found`` leaves what was found in the TensorDict, so that a later write of the same rows need not search again.
+    `find` leaves what was found in the TensorDict, so that a later write of the same rows need not search again.  With
+    ``policy="fourier"`` the store is a `FourierSketch`, whose mean counts as one neighbour at distance 0.
 
     Args:
         name: of the operator, under which its entries lie.
         spec: the task.
         scope, capacity, budget: see `Scope`.
         payload_size: P.
+        sketch_size: features of ``fourier``.
         signal_size, policy, neighbours, half_life, search, projection: see `RingStore`.
         min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         shuffled: whether payloads are stored with the keys of other rows (a control).
@@ -47,6 +71,7 @@ class Trace(nn.Module):
         min_rows: int | None,
         payloads: str,
         seed: int,
+        sketch_size: int = 512,
     ) -> None:
         super().__init__()
         if payloads not in ("own", "shuffled"):
@@ -55,27 +80,33 @@ class Trace(nn.Module):
         self.scope = Scope(scope or "shared", spec)
         rows = self.scope.rows_per_bank(capacity, budget)
         self.generator = Generator().manual_seed(seed)
-        self.store = RingStore(
-            banks=self.scope.banks,
-            rows=rows,
-            features=self.scope.features,
-            payloads=self.scope.payloads,
-            payload_size=payload_size,
-            signal_size=signal_size,
-            policy=policy,
-            neighbours=neighbours,
-            half_life=half_life,
-            search=search,
-            projection=projection,
-            generator=self.generator,
-        )
+        if policy not in POLICIES:
+            raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
+        sizes: dict[str, Any] = {
+            "banks": self.scope.banks,
+            "features": self.scope.features,
+            "payloads": self.scope.payloads,
+            "payload_size": payload_size,
+            "neighbours": neighbours,
+            "half_life": half_life,
+            "generator": self.generator,
+        }
+        self.store: RingStore | FourierSketch
+        if policy == "fourier":
+            if search != "exact" or projection is not None:
+                raise ValueError("policy='fourier' searches nothing: leave search='exact' and projection=null")
+            self.store = FourierSketch(**sizes, size=sketch_size)
+        else:
+            self.store = RingStore(
+                **sizes, rows=rows, signal_size=signal_size, policy=policy, search=search, projection=projection
+            )
         self.min_rows = min(1000, rows // 4) if min_rows is None else min_rows
         self.rows_key, self.squared_key = (("learn", name, entry) for entry in ("rows", "squared"))
         own = () if self.scope.joint else (spec.n_agents,)
-        self.entries: Entries = {
-            self.rows_key: Entry((*own, neighbours), torch.int64),
-            self.squared_key: Entry((*own, neighbours)),
-        }
+        self.entries: Entries = {}
+        if policy != "fourier":
+            self.entries[self.rows_key] = Entry((*own, neighbours), torch.int64)
+            self.entries[self.squared_key] = Entry((*own, neighbours))
         k = spec.keys
         self.in_keys = [k.state if self.scope.joint else k.observation, k.alive, k.row]
 
@@ -88,18 +119,26 @@ class Trace(nn.Module):
         self.generator.set_state(state)
 
     @torch.no_grad()
-    def find(self, td: TensorDictBase) -> tuple[Neighbours, Tensor]:
-        """The neighbours of every row, and their weights ``[G, R, K, S]``; 0 where the bank is not to act yet."""
-        found = self.store.nearest(self.scope.keys_of(td))
+    def find(self, td: TensorDictBase) -> Neighbourhood:
+        """What lies around every row of ``td``."""
+        keys, store, ready = self.scope.keys_of(td), self.store, self.store.written >= self.min_rows
+        if isinstance(store, FourierSketch):
+            mean, weight = store.read(keys)
+            mean, weight = mean.unsqueeze(2), weight.unsqueeze(2) * ready.view(-1, 1, 1, 1)
+            return Neighbourhood(mean, weight, torch.ones_like(weight), torch.zeros_like(weight))
+        found = store.nearest(keys)
         put(td, self.rows_key, self._to_rows(found.rows, td))
         put(td, self.squared_key, self._to_rows(found.squared, td))
-        weights = self.store.weights(found, self._numbers(td))
-        ready = self.store.written >= self.min_rows
-        return found, weights if bool(ready.all()) else weights * ready.view(-1, 1, 1, 1)
-
-    def take(self, entry: Tensor, found: Neighbours) -> Tensor:
-        """Of the neighbours, ``[G, R, K, …]``."""
-        return self.store.take(entry, found.rows)
+        weights = store.weights(found, self._numbers(td))
+        if not bool(ready.all()):
+            weights = weights * ready.view(-1, 1, 1, 1)
+        squared = (found.squared / store.bandwidth.square().view(-1, 1, 1)).unsqueeze(-1)
+        return Neighbourhood(
+            store.take(store.payload, found.rows),
+            weights,
+            store.take(store.mass, found.rows).clamp(min=1),
+            torch.where(weights > 0, squared, 0.0),
+        )
 
     @torch.no_grad()
     def write(self, td: TensorDictBase, payload: Tensor) -> None:
@@ -108,6 +147,9 @@ class Trace(nn.Module):
         if self.shuffled:
             order = torch.randperm(rows.shape[1], generator=self.generator)
             rows, live = rows[:, order], live & live[:, order]
+        if isinstance(self.store, FourierSketch):
+            self.store.write(self.scope.keys_of(td), rows, live)
+            return
         found = Neighbours(self._to_banks(td.get(self.rows_key)), self._to_banks(td.get(self.squared_key)))
         self.store.write(self.scope.keys_of(td), rows, live, self._numbers(td), found)
 

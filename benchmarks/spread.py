@@ -31,6 +31,7 @@ TASK = {
     "factory": "marl_memory_envs.mpe:simple_spread",
     "kwargs": {"N": 3, "local_ratio": 0.5, "max_cycles": 100, "continuous_actions": True},
 }
+UPDATES, UPDATE_ROWS = 1000, 128
 NETWORK = partial(MLP, hidden=(256, 256), activation="tanh")
 
 
@@ -60,14 +61,11 @@ def maddpg_trainer(folder: Path, seed: int) -> Trainer:
         critic_lr=5e-5,
         batch_size=UPDATE_ROWS,
         capacity=60_000,
-        warmup_frames=0,
+        warmup_frames=UPDATE_ROWS,
         updates_per_frame=UPDATES / FRAMES,
         train_every=SIZES["steps"],
     )
     return _trainer(learner, folder, seed)
-
-
-UPDATES, UPDATE_ROWS = 1000, 128
 
 
 def _trainer(learner: Callable[..., Any], folder: Path, seed: int) -> Trainer:

@@ -258,17 +258,17 @@ class BarycenterRegion(MemoryOperator):
             put(td, self.references["scale"], std)
             return gaussian_kl(mean, std, loc, scale)
         (log_probs,) = present
-        cost = value_cost(td.get(k.action_values)) if self.cost_name == "value" else self.cost
-        best = categorical_barycenter(
-            log_probs,
-            past.clamp(min=TINY).log(),
-            shares,
-            omega,
+        best, used = log_probs.clone(), td.get(k.alive) & (omega > 0)  # it is solved where it will be read
+        best[used] = categorical_barycenter(
+            log_probs[used],
+            past[used].clamp(min=TINY).log(),
+            shares[used],
+            omega[used],
             self.lam,
-            cost=cost,
+            cost=value_cost(td.get(k.action_values)[used]) if self.cost_name == "value" else self.cost,
             eps=self.eps,
             iterations=self.iterations,
-            mask=td.get(k.action_mask),
+            mask=td.get(k.action_mask)[used],
         )
         put(td, self.references["log_probs"], best)
         return categorical_kl(best, log_probs)

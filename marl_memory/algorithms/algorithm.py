@@ -53,6 +53,11 @@ class Algorithm(nn.Module, ABC):
     def learn_entries(self) -> Entries:
         """The ``learn`` entries this learner writes, with the shape that follows the batch dimensions."""
 
+    @property
+    @abstractmethod
+    def offers(self) -> set[tuple[str, ...]]:
+        """Keys of what it writes besides, where a memory asks for it."""
+
     @abstractmethod
     def set_progress(self, progress: float) -> None:
         """Follow the schedules; ``progress`` in [0, 1] is the share of the run's frames already collected."""

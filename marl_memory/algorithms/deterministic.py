@@ -154,6 +154,11 @@ class DeterministicHost(OffPolicyAlgorithm):
         }
 
     @property
+    def offers(self) -> set[tuple[str, ...]]:
+        """``td_error`` ``[A, C']`` and ``policy_action`` ``[A, P]``."""
+        return {self.keys.td_error, self.keys.policy_action}
+
+    @property
     def replay_keys(self) -> list[NestedKey]:
         """Inputs of actor and critic and who lives, at t and at t + 1; action, reward and discount."""
         k = self.keys

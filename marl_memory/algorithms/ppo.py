@@ -155,6 +155,12 @@ class PPO(OnPolicyAlgorithm):
         entries = (k.learn_reward, k.value_output, k.value, k.next_value, k.advantage, k.value_target)
         return dict.fromkeys(entries, Entry((self.spec.n_agents, 1)))
 
+    @property
+    def offers(self) -> set[tuple[str, ...]]:
+        """``policy(name)`` ``[A, P]``: the parameters of the policy that acted."""
+        names = ("loc", "scale") if self.spec.continuous else ("log_probs",)
+        return {self.keys.policy(name) for name in names}
+
     def check_batch(self, rows: int) -> None:
         """Every minibatch needs a row."""
         if rows < self.n_minibatches:

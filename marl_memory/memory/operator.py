@@ -25,6 +25,12 @@ class Stage(Enum):
     REGION = "region"
     REPLAY = "replay"
 
+    @property
+    def hosts(self) -> str:
+        """Which of the library's hosts have it."""
+        deterministic, stochastic = "ddpg, td3 and their team forms", "ppo, ippo and mappo"
+        return {"gradient": deterministic, "region": stochastic, "replay": stochastic}.get(self.value, "all")
+
 
 class MemoryOperator(TensorDictModuleBase):
     """A memory that reads entries of a TensorDict and acts on learning at one stage.
@@ -108,6 +114,13 @@ def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
         td.get(key).copy_(value)
     else:
         td.set(key, value.clone())
+
+
+def check_positive(**values: float | None) -> None:
+    """Raise ValueError for a value that is neither positive nor None."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value!r} must be positive")
 
 
 class Memory:

@@ -318,7 +318,12 @@ def _check_stages(algorithm: Algorithm, memory: Memory) -> None:
             known = ", ".join(sorted(algorithm.stages))
             raise ValueError(
                 f"memory={name} acts at the stage {operator.stage.value!r}, which {type(algorithm).__name__} does not "
-                f"have; it has {known}"
+                f"have; it has {known}. Hosts with that stage: {operator.stage.hosts}"
+            )
+        for key in operator.asks.keys() - algorithm.offers:
+            raise ValueError(
+                f"memory={name} reads {'.'.join(key)}, which {type(algorithm).__name__} does not write; it offers "
+                f"{', '.join(sorted('.'.join(offer) for offer in algorithm.offers))}"
             )
 
 

@@ -69,10 +69,10 @@ class Updates:
             self.step()
 
 
-def filled(rows: int, search: str) -> tuple[Updates, GradientField]:
+def filled(rows: int, search: str, **options: Any) -> tuple[Updates, GradientField]:
     """A host whose memory is full."""
     spec = task(1, 17, 6)
-    field = GradientField(spec=spec, capacity=rows, search=search)
+    field = GradientField(spec=spec, capacity=rows, search=search, **options)
     with_memory = Updates(field)
     store, keys = field.trace.store, states()[1]
     payload = torch.randn(1, 4096, 1, 13, generator=torch.Generator().manual_seed(0))
@@ -97,8 +97,21 @@ def gradient_field(repeats: int) -> Iterator[Row]:
         yield ratio(f"TD3 update with GradientField, {rows} rows", timed, calls=UPDATES, batch=BATCH, **details)
         if rows == SIZES[0][0]:
             td = ours.step()
-            writes = turns(partial(field.write, td), plain.step, 10 * repeats)
-            yield ratio("write of 256 rows, share of an update", writes, batch=BATCH)
+            writes = turns(lambda field=field, td=td: written(field, td), plain.steps, repeats)
+            yield ratio("write of 256 rows, share of an update", writes, calls=UPDATES, batch=BATCH)
+    for rows, search in SIZES:
+        (ours, field), plain = filled(rows, search, keep_neighbours=10_000), Updates(None)
+        for _ in range(3 * ROWS // (BATCH * UPDATES)):  # until most rows of the replay were drawn by an actor's update
+            ours.steps()
+        timed = turns(ours.steps, plain.steps, repeats)
+        name = f"TD3 update with GradientField, {rows} rows, neighbours kept"
+        yield ratio(name, timed, calls=UPDATES, batch=BATCH, rows=len(field))
+
+
+def written(field: GradientField, td: TensorDictBase) -> None:
+    """The writes of as many updates as are timed beside them: one with every update of the actor."""
+    for _ in range(UPDATES // 2):
+        field.write(td)
 
 
 def barycenter_region(repeats: int) -> Iterator[Row]:

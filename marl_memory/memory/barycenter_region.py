@@ -20,7 +20,7 @@ from marl_memory.functional.transport import (
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.fixed_point import TINY, FixedPointGate
 from marl_memory.memory.join import JoinedRegion
-from marl_memory.memory.operator import MemoryOperator, Stage, put
+from marl_memory.memory.operator import MemoryOperator, Stage, check_positive, put
 from marl_memory.memory.stock import StockEntries
 from marl_memory.memory.trace import Trace
 from marl_memory.spec import TaskSpec
@@ -116,12 +116,8 @@ class BarycenterRegion(MemoryOperator):
                 "policy='fourier' reads means, and a mean of categorical distributions is no barycenter of theirs: "
                 "choose merge, fifo or simhash"
             )
-        for name, value in (("coefficient", coefficient), ("lam", lam), ("mass_half", mass_half)):
-            if not value > 0:
-                raise ValueError(f"{name}={value!r} must be positive")
-        for name, value in (("radius", radius), ("quality", quality)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r} must be positive, or null")
+        check_positive(coefficient=coefficient, lam=lam, mass_half=mass_half, radius=radius, quality=quality)
+        check_positive(eps=eps, iterations=iterations)
         self.spec, k, p = spec, spec.keys, spec.action_size
         self.coefficient, self.mass_half, self.radius, self.divergence = coefficient, mass_half, radius, divergence
         self.cost_name, self.eps, self.iterations, self.quality = cost, eps, iterations, quality
@@ -144,9 +140,9 @@ class BarycenterRegion(MemoryOperator):
             seed=seed,
         )
         self.scope = self.trace.scope
-        self.gate = FixedPointGate(k, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
+        self.gate = FixedPointGate(self.scope, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
         self.first_lam = lam
-        self.register_buffer("lam", torch.tensor(float(lam)))
+        self.register_buffer("lam", torch.full((self.scope.banks, self.scope.payloads), float(lam)))
         self.register_buffer("valid", torch.tensor(spec.action_valid), persistent=False)
         self.register_buffer("cost", _cost(spec, cost), persistent=False)
         shape = (spec.n_agents, p)
@@ -168,7 +164,7 @@ class BarycenterRegion(MemoryOperator):
         self.write_keys += [k.advantage] if quality is not None else []
 
     lam: Tensor
-    """``[]``: λ now."""
+    """``[G, S]``: λ now."""
     valid: Tensor
     cost: Tensor | None
     """``[P, P]`` between actions; None: ``one_hot``, or one for each state."""
@@ -193,7 +189,7 @@ class BarycenterRegion(MemoryOperator):
 
     def clear(self) -> None:
         """Forget everything."""
-        self.trace.store.clear()
+        self.trace.clear()
         self.lam.fill_(self.first_lam)
         if self.gate is not None:
             self.gate.clear()
@@ -246,13 +242,14 @@ class BarycenterRegion(MemoryOperator):
         """Set p* from distributions ``[*B, A, K, width]`` with shares ``[*B, A, K]``; KL(p*‖π) ``[*B, A]``."""
         k, p = self.spec.keys, self.spec.action_size
         present = [td.get(k.policy(name)) for name in _parameters(self.spec)]
+        lam = self.scope.per_agent(self.lam)
         if self.spec.continuous:
             loc, scale = present
             means, stds = past.split([p, p], -1)
             # Where there is no neighbour a row of the store is read all the same: any deviation will do.
             stds = torch.where(shares.unsqueeze(-1) > 0, stds, 1.0)
             dimensions = self.valid.sum(-1)
-            mean, std = gaussian_barycenter(loc, scale, means, stds, shares, omega / dimensions, self.lam)
+            mean, std = gaussian_barycenter(loc, scale, means, stds, shares, omega / dimensions, lam)
             mean, std = torch.where(self.valid, mean, loc), torch.where(self.valid, std, scale)
             put(td, self.references["loc"], mean)
             put(td, self.references["scale"], std)
@@ -264,7 +261,7 @@ class BarycenterRegion(MemoryOperator):
             past[used].clamp(min=TINY).log(),
             shares[used],
             omega[used],
-            self.lam,
+            lam.expand(*td.batch_size, -1)[used],
             cost=value_cost(td.get(k.action_values)[used]) if self.cost_name == "value" else self.cost,
             eps=self.eps,
             iterations=self.iterations,
@@ -302,9 +299,10 @@ class BarycenterRegion(MemoryOperator):
         if self.radius is None:
             return
         total, kl = report[..., 0], report[..., REPORT.index("kl")]
-        used = kl[alive & (total > 0)]
-        if len(used):
-            self.lam.mul_((self.radius / used.median().clamp(min=TINY)).clamp(0.5, 2.0)).clamp_(1e-3, 1e4)
+        used = self.scope.living(alive & (total > 0))
+        median = torch.where(used, self.scope.to_banks(kl, trailing=0), torch.nan).nanmedian(1).values
+        factor = (self.radius / median.clamp(min=TINY)).clamp(0.5, 2.0)
+        self.lam.mul_(torch.where(used.any(1), factor, 1.0)).clamp_(1e-3, 1e4)
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over living agents of what `REPORT` lists, and the state of the memory."""
@@ -315,7 +313,7 @@ class BarycenterRegion(MemoryOperator):
         return {
             "rows": store.held.sum().float(),
             "strength": torch.tensor(self.strength),
-            "lam": self.lam.clone(),
+            "lam": self.lam.mean(),
             "rejected": store.rejected.sum().float(),
             **dict(zip(REPORT, means.unbind(), strict=True)),
         }

@@ -6,8 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from marl_memory.functional.returns import masked_mean
-from marl_memory.keys import Keys
+from marl_memory.memory.scope import Scope
 
 FORGET = 0.99
 """Decay of running means, per write."""
@@ -27,12 +26,13 @@ class RunningMean(nn.Module):
         self.sum: Tensor
         self.seen: Tensor
         self.register_buffer("sum", torch.zeros(shape))
-        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(shape))
 
-    def update(self, x: Tensor) -> None:
-        """Take in ``x`` ``[*shape]``; what is not finite counts as 0."""
-        self.sum.lerp_(torch.where(x.isfinite(), x, 0.0), 1 - FORGET)
-        self.seen.lerp_(torch.ones_like(self.seen), 1 - FORGET)
+    def update(self, x: Tensor, counts: Tensor) -> None:
+        """Take in ``x`` ``[*shape]`` where it ``counts`` ``[*shape]`` and is finite."""
+        share = (1 - FORGET) * (counts & x.isfinite()).to(x.dtype)
+        self.sum.addcmul_(share, torch.where(share > 0, x, 0.0) - self.sum)
+        self.seen.addcmul_(share, 1 - self.seen)
 
     @property
     def value(self) -> Tensor:
@@ -51,40 +51,44 @@ class FixedPointGate(nn.Module):
     $\bar\delta$ is the state's TD error (on-policy: its advantage before normalisation) averaged with those its
     neighbours stored, S the running root mean square of the value targets, at least that of the rewards divided by
     1 − γ.  S tends to the scale of Q* and not to 0, so the gate closes as δ does: Q* stays a fixed point.  (The root
-    mean square of δ itself in the place of S would close nothing.)
+    mean square of δ itself in the place of S would close nothing.)  Every bank has its own S, and so has every
+    payload of its rows.
 
     Args:
-        keys: of the task.
+        scope: of the memory.
         slope: c.
         gamma: γ, the host's.
     """
 
-    def __init__(self, keys: Keys, *, slope: float, gamma: float) -> None:
+    def __init__(self, scope: Scope, *, slope: float, gamma: float) -> None:
         super().__init__()
         if not 0 < slope <= 1:
             raise ValueError(f"gate_slope={slope!r} must lie in (0, 1]")
-        self.keys, self.slope, self.gamma = keys, slope, gamma
-        self.target_square, self.reward_square = RunningMean(), RunningMean()
+        self.scope, self.slope, self.gamma = scope, slope, gamma
+        self.target_square = RunningMean(scope.banks, scope.payloads)
+        self.reward_square = RunningMean(scope.banks, scope.payloads)
 
     def update(self, td: TensorDictBase) -> None:
         """Take in value targets and rewards of the living."""
-        alive = td.get(self.keys.alive).unsqueeze(-1)
-        self.target_square.update(masked_mean(td.get(self.keys.value_target)[..., :1].square(), alive))
-        self.reward_square.update(masked_mean(td.get(self.keys.learn_reward).square(), alive))
+        keys, live = self.scope.key_names, self.scope.living(td.get(self.scope.key_names.alive))
+        count = live.sum(1)
+        for mean, key in ((self.target_square, keys.value_target), (self.reward_square, keys.learn_reward)):
+            total = self.scope.totals(td.get(key)[..., 0].square(), live)
+            mean.update(total / count.clamp(min=1), count > 0)
 
     @property
     def scale(self) -> Tensor:
-        """S ``[]``."""
+        """S of every agent, ``[A]``."""
         floor = self.reward_square.value.sqrt() / max(1 - self.gamma, 1e-6)
-        return torch.maximum(self.target_square.value.sqrt(), floor).clamp(min=TINY)
+        return self.scope.per_agent(torch.maximum(self.target_square.value.sqrt(), floor).clamp(min=TINY))
 
     def forward(self, error: Tensor, around: Tensor, weight: Tensor) -> Tensor:
-        """The gate ``[*S]``.
+        """The gate ``[*B, A]``.
 
         Args:
-            error: ``[*S]``, δ here.
-            around: ``[*S]``, Σ w_i δ_i of the neighbours.
-            weight: ``[*S]``, Σ w_i.
+            error: ``[*B, A]``, δ here.
+            around: ``[*B, A]``, Σ w_i δ_i of the neighbours.
+            weight: ``[*B, A]``, Σ w_i.
         """
         mean = (error + around) / (1 + weight)
         return (self.slope * mean.abs() / self.scale).clamp(max=1.0)

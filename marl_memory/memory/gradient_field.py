@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.fixed_point import FORGET, TINY, FixedPointGate, RunningMean
-from marl_memory.memory.operator import MemoryOperator, Stage, put
+from marl_memory.memory.operator import MemoryOperator, Stage, check_positive, put
 from marl_memory.memory.stock import StockEntries
 from marl_memory.memory.tap import ActionTap
 from marl_memory.memory.trace import Trace
@@ -101,6 +101,8 @@ class GradientField(MemoryOperator):
         gate_slope: $c_\delta$.
         gamma: γ, the host's.
         strength, strength_final: see `MemoryOperator`.
+        keep_neighbours: updates for which a row of the replay keeps its neighbours (see `KeptNeighbours`), for hosts
+            that draw the same rows often beside a memory that changes slowly; None: they are searched at every draw.
         payloads: ``own``, or ``shuffled``: gradients are stored with the keys of other rows (a control).
 
     Raises:
@@ -134,6 +136,7 @@ class GradientField(MemoryOperator):
         gamma: float = 0.99,
         strength: float = 1.0,
         strength_final: float | None = None,
+        keep_neighbours: int | None = None,
         payloads: Literal["own", "shuffled"] = "own",
     ) -> None:
         super().__init__(strength=strength, strength_final=strength_final)
@@ -141,6 +144,7 @@ class GradientField(MemoryOperator):
             raise ValueError(f"beta_rule={beta_rule!r} must be one of {', '.join(RULES)}")
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta!r} must lie in [0, 1]")
+        check_positive(mass_half=mass_half, action_bandwidth=action_bandwidth)
         if policy == "fourier" and not (beta_rule == "mass" and action_bandwidth is None):
             raise ValueError(
                 f"policy='fourier' keeps sums and no single gradient: beta_rule={beta_rule!r} must be 'mass' and "
@@ -165,12 +169,13 @@ class GradientField(MemoryOperator):
             min_rows=min_rows,
             payloads=payloads,
             seed=seed,
+            keep_neighbours=keep_neighbours,
         )
         self.scope = self.trace.scope
-        self.gate = FixedPointGate(k, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
+        self.gate = FixedPointGate(self.scope, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
         self.square = RunningMean(self.scope.banks, self.scope.payloads)
         self.register_buffer("valid", torch.tensor(spec.action_valid), persistent=False)
-        self.register_buffer("pairs", torch.zeros(5))
+        self.register_buffer("pairs", torch.zeros(self.scope.banks, self.scope.payloads, 5))
         self.register_buffer("averages", torch.zeros(2, 2, spec.n_agents, p))
         self._entries: Entries = {
             **self.trace.entries,
@@ -188,7 +193,7 @@ class GradientField(MemoryOperator):
 
     valid: Tensor
     pairs: Tensor
-    """``[5]``: decayed sums over pairs of rows and neighbours: u², ux, uy, x², xy."""
+    """``[G, S, 5]``: decayed sums over pairs of rows and neighbours: u², ux, uy, x², xy."""
     averages: Tensor
     """``[2, 2, A, P]``: of the batch's mean gradient, as it was and as it became, the running mean and variance."""
 
@@ -216,7 +221,7 @@ class GradientField(MemoryOperator):
 
     def clear(self) -> None:
         """Forget everything."""
-        self.trace.store.clear()
+        self.trace.clear()
         self.square.clear()
         self.pairs.zero_()
         self.averages.zero_()
@@ -299,7 +304,7 @@ class GradientField(MemoryOperator):
         if self.beta_rule == "mass":
             beta = total / (total + self.mass_half)
         else:
-            noise, slope = self.noise_and_slope()
+            noise, slope = (self.scope.per_agent(x) for x in self.noise_and_slope())
             beta = noise / (noise + noise / effective.clamp(min=TINY) + slope * distance.square()).clamp(min=TINY)
         beta = self.beta * self.strength * beta
         if self.gate is not None:
@@ -312,8 +317,8 @@ class GradientField(MemoryOperator):
         return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, kept], -1)
 
     def noise_and_slope(self) -> tuple[Tensor, Tensor]:
-        """σ̂² and L² ``[]``, in units of the gradient's mean square and of h."""
-        uu, ux, uy, xx, xy = self.pairs.unbind()
+        """σ̂² and L² ``[G, S]``, in units of the gradient's mean square and of h."""
+        uu, ux, uy, xx, xy = self.pairs.unbind(-1)
         uu = uu.clamp(min=TINY)
         ux, uy = ux / uu, uy / uu
         spread = xx / uu - ux.square()
@@ -328,20 +333,20 @@ class GradientField(MemoryOperator):
         """Remember the gradients that ``forward`` was given on these rows."""
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
         gradient, live = self._project(td.get(self.fresh), td), self.scope.living(alive)
-        square = torch.where(live, self.scope.to_banks(gradient).square().sum(-1), 0.0)
-        self.square.update(square.sum(1) / live.sum(1).clamp(min=1))
-        self._learn_scales(td, alive)
+        count = live.sum(1)
+        self.square.update(self.scope.totals(gradient.square().sum(-1), live) / count.clamp(min=1), count > 0)
+        self._learn_scales(td, alive, live)
         rms = self.square.value.sqrt().clamp(min=TINY)
-        parts = [gradient / self.scope.per_agent(rms), self._action(td)]
+        parts = [gradient / self.scope.per_agent(rms).unsqueeze(-1), self._action(td)]
         error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
         self.trace.write(td, torch.cat([*parts, error], -1))
 
-    def _learn_scales(self, td: TensorDictBase, alive: Tensor) -> None:
+    def _learn_scales(self, td: TensorDictBase, alive: Tensor, live: Tensor) -> None:
         """The gate's, the regression's sums, and how the batch's mean gradient varies from update to update."""
         living = alive.unsqueeze(-1)
         if self.gate is not None:
             self.gate.update(td)
-        self.pairs.mul_(FORGET).add_(torch.where(living, td.get(self.moments), 0.0).flatten(0, -2).sum(0))
+        self.pairs.mul_(FORGET).add_(self.scope.totals(td.get(self.moments), live, trailing=1))
         count = alive.reshape(-1, self.spec.n_agents, 1).sum(0).clamp(min=1)
         for key, (mean, variance) in zip((self.fresh, self.spec.keys.action_gradient), self.averages, strict=True):
             gradient = self._project(td.get(key), td)  # else masked and padded entries would count in one of the two
@@ -363,8 +368,8 @@ class GradientField(MemoryOperator):
         return {
             "rows": self.trace.store.held.sum().float(),
             "strength": torch.tensor(self.strength),
-            "noise": noise,
-            "slope": slope,
+            "noise": noise.mean(),
+            "slope": slope.mean(),
             "rejected": self.trace.store.rejected.sum().float(),
             "variance_ratio": fused / fresh.clamp(min=TINY),
             **dict(zip(REPORT, report.unbind(), strict=True)),

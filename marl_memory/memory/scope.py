@@ -126,8 +126,13 @@ class Scope(nn.Module):
         return y.reshape(*batch, self.n_agents, *tail)
 
     def per_agent(self, x: Tensor) -> Tensor:
-        """What belongs to banks and their payloads, ``[G, S]``, for each agent: ``[A, 1]``."""
-        return (x.view(-1) if self.joint else x[self.bank_of, 0]).unsqueeze(-1)
+        """What belongs to banks and their payloads, ``[G, S]``, for each agent: ``[A]``."""
+        return x.view(-1) if self.joint else x[self.bank_of, 0]
+
+    def totals(self, x: Tensor, live: Tensor, trailing: int = 0) -> Tensor:
+        """The inverse for numbers of rows: sums ``[G, S, …]`` of ``[*B, A, …]`` over the `living` ``[G, R, S]``."""
+        counts = live.reshape(*live.shape, *[1] * trailing)
+        return torch.where(counts, self.to_banks(x, trailing), 0.0).sum(1)
 
     def living(self, alive: Tensor) -> Tensor:
         """Which payloads ``[G, R, S]`` are an agent's that lives, of ``alive`` ``[*B, A]``; filled-up rows are not."""

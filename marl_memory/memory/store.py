@@ -96,7 +96,9 @@ class RingStore(nn.Module):
         if policy not in POLICIES:
             raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
         if rows < neighbours:
-            raise ValueError(f"capacity gives each bank {rows} rows, fewer than neighbours={neighbours}")
+            raise ValueError(
+                f"neighbours={neighbours} are more than the {rows} rows that capacity and budget give each bank"
+            )
         if search not in SEARCHES:
             raise ValueError(f"search={search!r} must be one of {', '.join(SEARCHES)}")
         if search == "lists" and (generator is None or policy == "simhash"):
@@ -115,9 +117,7 @@ class RingStore(nn.Module):
             self.index = Lists(banks, rows, compared, probes=probes, generator=generator)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "keys": ((rows, features), torch.float32),
-            "payload": ((rows, payloads, payload_size), torch.float32),
-            "square": ((rows, payloads), torch.float32),
-            "mass": ((rows, payloads), torch.float32),
+            "values": ((rows, payloads, payload_size + 2), torch.float32),
             "time": ((rows,), torch.int64),
             "numbers": ((rows,), torch.int64),
             "utility": ((rows,), torch.float32),
@@ -143,12 +143,8 @@ class RingStore(nn.Module):
 
     keys: Tensor
     """``[G, N, F]``, as they came."""
-    payload: Tensor
-    """``[G, N, S, P]``."""
-    square: Tensor
-    """``[G, N, S]``: mean squared norm of the signals that were averaged into the payload."""
-    mass: Tensor
-    """``[G, N, S]``; 0 where there is nothing."""
+    values: Tensor
+    """``[G, N, S, P + 2]``: payload, square and mass side by side, that a row is one piece of memory."""
     time: Tensor
     """``[G, N]`` environment steps when the row was last written."""
     numbers: Tensor
@@ -187,6 +183,21 @@ class RingStore(nn.Module):
             return SimHash(features, self.rows, generator)
         return Merge() if name == "merge" else Fifo()
 
+    @property
+    def payload(self) -> Tensor:
+        """``[G, N, S, P]``."""
+        return self.values[..., :-2]
+
+    @property
+    def square(self) -> Tensor:
+        """``[G, N, S]``: mean squared norm of the signals that were averaged into the payload."""
+        return self.values[..., -2]
+
+    @property
+    def mass(self) -> Tensor:
+        """``[G, N, S]``; 0 where there is nothing."""
+        return self.values[..., -1]
+
     def __len__(self) -> int:
         """Rows held, all banks together."""
         return int(self.held.sum())
@@ -219,6 +230,13 @@ class RingStore(nn.Module):
         """The k rows nearest to ``keys`` ``[G, R, F]``, which are scaled already."""
         squared, rows = search(self.scaled, self.mass.amax(-1) > 0, self.index, keys, k)
         return Neighbours(rows, squared)
+
+    def measured_at(self, keys: Tensor, rows: Tensor) -> Neighbours:
+        """Rows ``[G, R, K]`` in the order of their distances to ``keys`` ``[G, R, F]``; empty ones lie at infinity."""
+        squared = (self.take(self.scaled, rows) - self._scaled(keys).unsqueeze(2)).square().sum(-1)
+        squared = squared.masked_fill(self.take(self.mass, rows).amax(-1) == 0, torch.inf)
+        squared, order = squared.sort(-1)
+        return Neighbours(rows.gather(-1, order), squared)
 
     def weights(self, found: Neighbours, numbers: Tensor | None = None) -> Tensor:
         """$w_i$ ``[G, R, K, S]`` of neighbours: similarity × age decay × mass.
@@ -263,73 +281,58 @@ class RingStore(nn.Module):
                 own.
             found: what `nearest` gave for these keys since the last write.
         """
-        finite = keys.isfinite().all(-1, keepdim=True) & (payload.isfinite().all(-1) | ~live).all(-1, keepdim=True)
+        x = torch.cat([payload, self._square_of(payload).unsqueeze(-1)], -1)
         offered = live.any(-1)
+        finite = (keys.sum(-1) + torch.where(live, x.sum(-1), 0.0).sum(-1)).isfinite()
         if not bool(finite.all()):
-            self.rejected += (offered & ~finite.squeeze(-1)).sum(1)
-            offered = offered & finite.squeeze(-1)
-            keys = torch.where(finite, keys, 0.0)
-        live = live & offered.unsqueeze(-1)
-        payload = torch.where(live.unsqueeze(-1), payload, 0.0)
+            self.rejected += (offered & ~finite).sum(1)
+            offered = offered & finite
+            keys = torch.where(finite.unsqueeze(-1), keys, 0.0)
+            live = live & offered.unsqueeze(-1)
         self._sample(keys, offered)
         self._measure_when_due()
         slot, fresh, merged = self.policy.place(self, self._scaled(keys), offered, found)
         at = slot + self.bank_numbers * self.rows
         if numbers is None:
             numbers = torch.full_like(at, -1)
-        self._replace(at, fresh, keys, payload, live, numbers)
-        if bool(merged.any()):
-            self._average(at, merged, keys, payload, live, numbers)
-        self._note(at, fresh | merged)
-
-    def _replace(self, at: Tensor, fresh: Tensor, keys: Tensor, payload: Tensor, live: Tensor, numbers: Tensor) -> None:
-        rows = at[fresh]
-        values = {
-            "keys": keys,
-            "payload": payload,
-            "square": self._square_of(payload),
-            "mass": live.to(self.mass.dtype),
-            "numbers": numbers,
-        }
-        for name, value in values.items():
-            getattr(self, name).flatten(0, 1).index_copy_(0, rows, value[fresh])
+        rows = [entry.flatten(0, 1) for entry in (at, fresh, keys, x, live, numbers)]
+        touched = (fresh | merged).view(-1)
+        if not bool(touched.all()):
+            chosen = touched.nonzero().squeeze(1)
+            rows = [entry[chosen] for entry in rows]
+        self._take_in(*rows)
+        if isinstance(self.policy, SimHash):
+            torch.sum(self.mass.amax(-1) > 0, 1, out=self.held)
+        if self.index is not None:
+            self.index.note(self.scaled, int(self.held.min()), at, touched.view_as(at))
 
     def _square_of(self, payload: Tensor) -> Tensor:
         return payload[..., : self.signal_size].square().sum(-1)
 
-    def _average(
-        self, at: Tensor, merged: Tensor, keys: Tensor, payload: Tensor, live: Tensor, numbers: Tensor
-    ) -> None:
-        """Running means: x̄ ← x̄ + Σ (x − x̄)/n, where n counts what was there and all that comes, up to the limit."""
-        rows, weight = at[merged], live[merged].to(self.mass.dtype)
-        mass, means = self.mass.flatten(0, 1), self.payload.flatten(0, 1)
-        before = mass[rows]
-        mass.index_add_(0, rows, weight)
-        after = mass[rows]
-        n = torch.maximum(after.clamp(max=self.mass_limit), after - before).clamp(min=1)
-        x, share = payload[merged], weight / n
-        step = share.unsqueeze(-1) * (x - means[rows])
-        means.index_add_(0, rows, step)
-        squares = self.square.flatten(0, 1)
-        squares.index_add_(0, rows, share * (self._square_of(x) - squares[rows]))
-        stored = self.keys.flatten(0, 1)
-        stored.index_add_(0, rows, (keys[merged] - stored[rows]) / n.amax(-1, keepdim=True))
-        mass[rows] = after.clamp(max=self.mass_limit)
-        own = self.numbers.view(-1)
-        own[rows[own[rows] != numbers[merged]]] = -1
+    def _take_in(self, at: Tensor, fresh: Tensor, keys: Tensor, x: Tensor, live: Tensor, numbers: Tensor) -> None:
+        """Running means: x̄ ← x̄ + Σ (x − x̄)/n, where n counts what was there and all that comes, up to the limit.
 
-    def _note(self, at: Tensor, touched: Tensor) -> None:
-        """Bring what follows from rows that were written up to date."""
-        rows = at[touched]
-        self.time.view(-1)[rows] = self.now
-        heaviest = self.mass.flatten(0, 1)[rows].amax(-1)
-        self.utility.view(-1)[rows] = heaviest.log() + self.decay * self.now
-        compared = self._projected(self.keys.flatten(0, 1)[rows] * self.scale[rows // self.rows])
-        self.scaled.flatten(0, 1)[rows] = compared
-        if isinstance(self.policy, SimHash):
-            torch.sum(self.mass.amax(-1) > 0, 1, out=self.held)
-        if self.index is not None:
-            self.index.note(self.scaled, int(self.held.min()), at, touched)
+        What was in the place of a ``fresh`` row is forgotten before; ``at`` ``[M]`` counts through all banks.
+        """
+        every_key, values, own = self.keys.flatten(0, 1), self.values.flatten(0, 1), self.numbers.view(-1)
+        forgotten = at[fresh]
+        every_key.index_fill_(0, forgotten, 0.0)
+        values.index_fill_(0, forgotten, 0.0)
+        own[forgotten] = numbers[fresh]
+        means, mass, weight = values[..., :-1], values[..., -1], live.to(values.dtype)
+        before = mass[at]
+        mass.index_add_(0, at, weight)
+        after = mass[at]
+        n = torch.maximum(after.clamp(max=self.mass_limit), after - before).clamp_(min=1)
+        share = (weight / n).unsqueeze(-1)
+        means.index_add_(0, at, share * torch.where(live.unsqueeze(-1), x - means[at], 0.0))
+        every_key.index_add_(0, at, (keys - every_key[at]) / n.amax(-1, keepdim=True))
+        after.clamp_(max=self.mass_limit)
+        mass[at] = after
+        own.scatter_reduce_(0, at, torch.where(own[at] == numbers, numbers, -1), "amin")
+        self.time.view(-1)[at] = self.now
+        self.utility.view(-1)[at] = after.amax(-1).log_().add_(self.decay * self.now)
+        self.scaled.flatten(0, 1)[at] = self._projected(every_key[at] * self.scale[at // self.rows])
 
     # --------------------------------------------------------------------------------------------------------- measures
 

@@ -9,7 +9,8 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor, nn
 
 from marl_memory.keys import Entries, Entry
-from marl_memory.memory.operator import put
+from marl_memory.memory.kept import KeptNeighbours
+from marl_memory.memory.operator import check_positive, put
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.sketch import FourierSketch
 from marl_memory.memory.store import POLICIES as RING_POLICIES
@@ -51,6 +52,9 @@ class Trace(nn.Module):
         min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         shuffled: whether payloads are stored with the keys of other rows (a control).
         seed: of projections and shuffles.
+        keep_neighbours: writes for which a row of the replay keeps its neighbours, see `KeptNeighbours`; None: they are
+            searched for at every draw.
+        keep_rows: of how many rows of the replay.
     """
 
     def __init__(
@@ -72,10 +76,15 @@ class Trace(nn.Module):
         payloads: str,
         seed: int,
         sketch_size: int = 512,
+        keep_neighbours: int | None = None,
+        keep_rows: int = 2**20,
     ) -> None:
         super().__init__()
         if payloads not in ("own", "shuffled"):
             raise ValueError(f"payloads={payloads!r} must be 'own' or 'shuffled'")
+        check_positive(capacity=capacity, neighbours=neighbours, half_life=half_life, projection=projection)
+        if min_rows is not None and min_rows < 0:
+            raise ValueError(f"min_rows={min_rows!r} must not be negative")
         self.spec, self.shuffled = spec, payloads == "shuffled"
         self.scope = Scope(scope or "shared", spec)
         rows = self.scope.rows_per_bank(capacity, budget)
@@ -100,6 +109,12 @@ class Trace(nn.Module):
             self.store = RingStore(
                 **sizes, rows=rows, signal_size=signal_size, policy=policy, search=search, projection=projection
             )
+        self.kept = None
+        if keep_neighbours is not None:
+            check_positive(keep_neighbours=keep_neighbours, keep_rows=keep_rows)
+            if policy == "fourier":
+                raise ValueError(f"policy='fourier' has no neighbours: leave keep_neighbours={keep_neighbours} null")
+            self.kept = KeptNeighbours(self.scope.banks, keep_rows * self.scope.per_step, neighbours, keep_neighbours)
         self.min_rows = min(1000, rows // 4) if min_rows is None else min_rows
         self.rows_key, self.squared_key = (("learn", name, entry) for entry in ("rows", "squared"))
         own = () if self.scope.joint else (spec.n_agents,)
@@ -109,6 +124,12 @@ class Trace(nn.Module):
             self.entries[self.squared_key] = Entry((*own, neighbours))
         k = spec.keys
         self.in_keys = [k.state if self.scope.joint else k.observation, k.alive, k.row]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.store.clear()
+        if self.kept is not None:
+            self.kept.clear()
 
     def get_extra_state(self) -> Tensor:
         """The generator's state."""
@@ -126,10 +147,14 @@ class Trace(nn.Module):
             mean, weight = store.read(keys)
             mean, weight = mean.unsqueeze(2), weight.unsqueeze(2) * ready.view(-1, 1, 1, 1)
             return Neighbourhood(mean, weight, torch.ones_like(weight), torch.zeros_like(weight))
-        found = store.nearest(keys)
+        numbers = self._numbers(td)
+        if self.kept is None or numbers is None:
+            found = store.nearest(keys)
+        else:
+            found = self.kept.nearest(store, keys, numbers)
         put(td, self.rows_key, self._to_rows(found.rows, td))
         put(td, self.squared_key, self._to_rows(found.squared, td))
-        weights = store.weights(found, self._numbers(td))
+        weights = store.weights(found, numbers)
         if not bool(ready.all()):
             weights = weights * ready.view(-1, 1, 1, 1)
         squared = (found.squared / store.bandwidth.square().view(-1, 1, 1)).unsqueeze(-1)
@@ -151,7 +176,10 @@ class Trace(nn.Module):
             self.store.write(self.scope.keys_of(td), rows, live)
             return
         found = Neighbours(self._to_banks(td.get(self.rows_key)), self._to_banks(td.get(self.squared_key)))
-        self.store.write(self.scope.keys_of(td), rows, live, self._numbers(td), found)
+        numbers = self._numbers(td)
+        if self.kept is not None and numbers is not None:
+            self.kept.keep(found.rows, numbers)
+        self.store.write(self.scope.keys_of(td), rows, live, numbers, found)
 
     def _numbers(self, td: TensorDictBase) -> Tensor | None:
         """``[G, R]``: a number for each payload's row, by which it is known not to be a neighbour of its own."""

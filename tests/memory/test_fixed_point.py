@@ -13,10 +13,10 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from marl_memory.functional.transport import categorical_barycenter
-from marl_memory.keys import Keys
 from marl_memory.memory.fixed_point import FixedPointGate
+from marl_memory.memory.scope import Scope
+from tests.memory.tasks import K, task
 
-K = Keys()
 STATES, ACTIONS, GAMMA = 12, 3, 0.95
 BETA = 0.5
 """β_max: what memory may have in a policy."""
@@ -92,7 +92,7 @@ class Gated:
     """
 
     def __init__(self, *, slope: float = 1.0, of_errors: bool = False) -> None:
-        self.gate, self.of_errors = FixedPointGate(K, slope=slope, gamma=GAMMA).double(), of_errors
+        self.gate, self.of_errors = FixedPointGate(Scope("shared", task()), slope=slope, gamma=GAMMA).double(), of_errors
 
     def look(self, target: Tensor, reward: Tensor) -> None:
         td = TensorDict(batch_size=(target.numel(),))

@@ -254,7 +254,7 @@ def test_only_the_last_of_more_keys_than_the_reservoir_holds() -> None:
     ("options", "said"),
     [
         ({"policy": "newest"}, "policy='newest' must be one of merge, fifo, simhash"),
-        ({"rows": 4, "neighbours": 5}, "each bank 4 rows, fewer than neighbours=5"),
+        ({"rows": 4, "neighbours": 5}, "neighbours=5 are more than the 4 rows that capacity and budget give each bank"),
         ({"policy": "simhash", "generator": None}, "needs a generator"),
     ],
 )

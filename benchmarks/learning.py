@@ -3,7 +3,8 @@
     python benchmarks/learning.py docs/results/learning runs/smax/3m/mappo/* runs/smax/3m/ippo/* …
 
 Runs are grouped by task and algorithm.  Every number comes from the runs' own files; ``--episodes N`` plays N more
-greedy episodes with each run's *last* policy, on seeds used nowhere else.
+greedy episodes with each run's *last* policy, on seeds used nowhere else.  A peer's results may stand beside them as CSV
+files ``mujoco+half_cheetah-NAME-SEED.csv`` (as `sb3_peer.py` writes them), whose last row is the final result.
 """
 
 from __future__ import annotations
@@ -20,21 +21,42 @@ from matplotlib.figure import Figure
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import evaluate_run, read_config
 
-COLOURS = {"mappo": "#12476b", "ippo": "#b5541c", "ppo": "#3b7a3b"}
+COLOURS = {
+    "mappo": "#12476b", "ippo": "#b5541c", "ppo": "#3b7a3b", "maddpg": "#7a3b74", "iddpg": "#c98bb9", "ddpg": "#7a3b74",
+    "matd3": "#8a6d1a", "itd3": "#c9b45b", "td3": "#8a6d1a",
+}  # fmt: skip
+PEERS = "#888888"
 KEPT = ("frames", "train/return", "train/success", "evaluation/episodes", "evaluation/return", "evaluation/success")
 
 
-def describe(folder: Path) -> tuple[str, str, int]:
+def describe(run: Path) -> tuple[str, str, int]:
     """Task, algorithm and seed of a run."""
-    config = read_config(folder)
-    switches = config["algorithm"]
-    name = "mappo" if switches["centralised_critic"] else "ippo" if switches["share_parameters"] else "ppo"
-    return json.loads((folder / "run.json").read_text())["task"]["name"], name, config["seed"]
+    if run.suffix == ".csv":
+        task, name, seed = run.stem.split("-")
+        return task.replace("+", "/"), name, int(seed)
+    config, task = read_config(run), json.loads((run / "run.json").read_text())["task"]
+    base = config["algorithm"]["_target_"].rsplit(".", 1)[-1].lower()  # ppo, ddpg or td3
+    centralised = {"ppo": "mappo", "ddpg": "maddpg", "td3": "matd3"}[base]
+    independent = base if len(task["agents"]) == 1 else f"i{base}"
+    name = centralised if config["algorithm"]["centralised_critic"] else independent
+    return task["name"], name, config["seed"]
 
 
-def final(folder: Path, episodes: int) -> dict[str, float]:
+def metrics(run: Path) -> MetricsFile:
+    """The table of numbers of a run, or of a peer's."""
+    return MetricsFile(run if run.suffix == ".csv" else run / "metrics.csv")
+
+
+def final(run: Path, episodes: int) -> dict[str, float]:
     """Greedy results of the last policy over fresh episodes."""
-    return evaluate_run(folder, episodes=episodes, checkpoint="last").metrics("final")
+    if run.suffix == ".csv":
+        return {"final/return": metrics(run).column("evaluation/return")[1][-1]}
+    return evaluate_run(run, episodes=episodes, checkpoint="last").metrics("final")
+
+
+def commit(run: Path) -> str:
+    """What made it."""
+    return "its own" if run.suffix == ".csv" else str(json.loads((run / "run.json").read_text())["git_commit"])[:7]
 
 
 def draw(groups: dict[tuple[str, str], list[Path]], file: Path) -> None:
@@ -46,14 +68,14 @@ def draw(groups: dict[tuple[str, str], list[Path]], file: Path) -> None:
         for (of_task, algorithm), folders in sorted(groups.items()):
             if of_task != task:
                 continue
-            files = [MetricsFile(folder / "metrics.csv") for folder in folders]
+            files = [metrics(folder) for folder in folders]
             name = "success" if files[0].column("evaluation/success")[0] else "return"
             curves = [file.column(f"evaluation/{name}") for file in files]
             for frames, values in curves:
-                axes.plot(frames, values, color=COLOURS[algorithm], alpha=0.35, linewidth=1)
+                axes.plot(frames, values, color=COLOURS.get(algorithm, PEERS), alpha=0.35, linewidth=1)
             middle = [mean(column) for column in zip(*(values for _, values in curves), strict=False)]
-            label = f"{algorithm.upper()} ({len(curves)} seeds)"
-            axes.plot(curves[0][0][: len(middle)], middle, color=COLOURS[algorithm], linewidth=2.2, label=label)
+            label = f"{algorithm.upper() if algorithm in COLOURS else algorithm} ({len(curves)} seeds)"
+            axes.plot(curves[0][0][: len(middle)], middle, color=COLOURS.get(algorithm, PEERS), linewidth=2.2, label=label)
             axes.set_ylabel("greedy win rate" if name == "success" else "greedy return")
             if name == "success":
                 axes.set_ylim(-0.02, 1.02)
@@ -74,23 +96,23 @@ def table(groups: dict[tuple[str, str], list[Path]], finals: dict[Path, dict[str
         seeds = [str(describe(folder)[2]) for folder in folders]
         measure = "success" if "final/success" in finals[folders[0]] else "return"
         values = [finals[folder][f"final/{measure}"] for folder in folders]
-        files = [MetricsFile(folder / "metrics.csv") for folder in folders]
+        files = [metrics(folder) for folder in folders]
         frames = max(int(file.rows[-1]["frames"]) for file in files)
-        speeds = [mean(file.column("time/frames_per_second")[1]) for file in files]
-        commits = {str(json.loads((folder / "run.json").read_text())["git_commit"])[:7] for folder in folders}
+        speeds = [mean(column) for file in files if (column := file.column("time/frames_per_second")[1])]
+        commits = {commit(folder) for folder in folders}
         spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
         digits = 3 if measure == "success" else 1
         lines.append(
             f"| {task} | {algorithm} | {frames:,} | greedy {'win rate' if measure == 'success' else 'return'} | "
             f"{', '.join(f'{v:.{digits}f}' for v in values)} | {mean(values):.{digits}f}{spread} | "
-            f"{', '.join(seeds)} | {mean(speeds):,.0f} | {', '.join(sorted(commits))} |"
+            f"{', '.join(seeds)} | {f"{mean(speeds):,.0f}" if speeds else "–"} | {', '.join(sorted(commits))} |"
         )
     return "\n".join(lines)
 
 
 def keep(folder: Path, target: Path) -> None:
     """The columns a reader wants of metrics.csv, every row."""
-    rows = MetricsFile(folder / "metrics.csv").rows
+    rows = metrics(folder).rows
     with target.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, KEPT, extrasaction="ignore", restval="")
         writer.writeheader()

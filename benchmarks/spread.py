@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
 
 from benchmarks import plain_ddpg, plain_mappo
-from benchmarks.end_to_end import Parts, in_turns, our_iteration, our_trainer, peer, row_of
+from benchmarks.end_to_end import Parts, in_turns, median_of, our_iteration, our_trainer, peer, row_of
 from benchmarks.measure import Row
 from benchmarks.plain_mappo import Batch
 from marl_memory.algorithms.ddpg import DDPG
@@ -48,10 +49,10 @@ def mappo_trainer(folder: Path, seed: int) -> Trainer:
     return _trainer(learner, folder, seed)
 
 
-def maddpg_trainer(folder: Path, seed: int) -> Trainer:
+def maddpg_trainer(folder: Path, seed: int, **options: Any) -> Trainer:
     """Ours, with BenchMARL's default hyper-parameters: 1 000 updates of 128 rows after every 6 000 frames.
 
-    Parameters are not shared: the plain loop's are not, and sharing them is less work.
+    Beside the plain loop with a network per agent and Lowe et al.'s gradient; ``SHARING`` is what BenchMARL does.
     """
     learner = partial(
         DDPG,
@@ -64,8 +65,13 @@ def maddpg_trainer(folder: Path, seed: int) -> Trainer:
         warmup_frames=UPDATE_ROWS,
         updates_per_frame=UPDATES / FRAMES,
         train_every=SIZES["steps"],
+        **options,
     )
     return _trainer(learner, folder, seed)
+
+
+SHARING = {"share_actor": True, "share_critic": True, "actor_gradient": "joint"}
+"""One actor and one critic for all agents, and the gradient of all values through the joint action."""
 
 
 def _trainer(learner: Callable[..., Any], folder: Path, seed: int) -> Trainer:
@@ -184,18 +190,31 @@ class PlainMADDPG(PlainLoop):
 
 def rows(repeats: int) -> Iterator[Row]:
     """Ours beside the plain loops, and beside BenchMARL where it is."""
-    for name, make, plain in (("MAPPO", mappo_trainer, PlainMAPPO), ("MADDPG", maddpg_trainer, PlainMADDPG)):
+    sharing = partial(maddpg_trainer, **SHARING)
+    for name, make, plain, like_theirs in (
+        ("MAPPO", mappo_trainer, PlainMAPPO, mappo_trainer),
+        ("MADDPG", maddpg_trainer, PlainMADDPG, sharing),
+    ):
         found, other = [], []
         for seed in range(2):
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = make(Path(folder), seed)
+            with trained(make, seed) as trainer:
                 beside = plain(trainer.algorithm, seed)  # type: ignore[arg-type]
-                with trainer.logger.writing(-1):
-                    found.append(in_turns(partial(our_iteration, trainer), beside.iterate, warm_up=1, iterations=3))
-                trainer.close()
+                found.append(in_turns(partial(our_iteration, trainer), beside.iterate, warm_up=1, iterations=3))
             if theirs := peer("BENCHMARL_PYTHON", "benchmarl_peer.py", name.lower()):
-                other.append({"ours": found[-1]["ours"], "beside it": theirs})
+                with trained(like_theirs, seed) as trainer:
+                    ours = median_of([our_iteration(trainer) for _ in range(4)][1:])
+                other.append({"ours": ours, "beside it": theirs})
         sizes = {"batch": "10 × 600", "width": "2×256"}
         yield row_of(f"{name} on simple_spread, beside a plain loop", found, FRAMES, **sizes)
         if other:
             yield row_of(f"{name} on simple_spread, beside BenchMARL", other, FRAMES, **sizes)
+
+
+@contextmanager
+def trained(make: Callable[[Path, int], Trainer], seed: int) -> Iterator[Trainer]:
+    """A trainer that writes its log somewhere, for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(Path(folder), seed)
+        with trainer.logger.writing(-1):
+            yield trainer
+        trainer.close()

@@ -3,8 +3,8 @@
     python benchmarks/learning.py docs/results/learning runs/smax/3m/mappo/* runs/smax/3m/ippo/* …
 
 Runs are grouped by task and algorithm.  Every number comes from the runs' own files; ``--episodes N`` plays N more
-greedy episodes with each run's *last* policy, on seeds used nowhere else.  A peer's results may stand beside them as CSV
-files ``mujoco+half_cheetah-NAME-SEED.csv`` (as `sb3_peer.py` writes them), whose last row is the final result.
+greedy episodes with each run's *last* policy, on seeds used nowhere else.  A peer's results may stand beside them as
+CSV files ``mujoco+half_cheetah-NAME-SEED.csv`` (as `sb3_peer.py` writes them), whose last row is the final result.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def draw(groups: dict[tuple[str, str], list[Path]], file: Path) -> None:
                 axes.plot(frames, values, color=COLOURS.get(algorithm, PEERS), alpha=0.35, linewidth=1)
             middle = [mean(column) for column in zip(*(values for _, values in curves), strict=False)]
             label = f"{algorithm.upper() if algorithm in COLOURS else algorithm} ({len(curves)} seeds)"
-            axes.plot(curves[0][0][: len(middle)], middle, color=COLOURS.get(algorithm, PEERS), linewidth=2.2, label=label)
+            axes.plot(
+                curves[0][0][: len(middle)], middle, color=COLOURS.get(algorithm, PEERS), linewidth=2.2, label=label
+            )
             axes.set_ylabel("greedy win rate" if name == "success" else "greedy return")
             if name == "success":
                 axes.set_ylim(-0.02, 1.02)
@@ -105,7 +107,7 @@ def table(groups: dict[tuple[str, str], list[Path]], finals: dict[Path, dict[str
         lines.append(
             f"| {task} | {algorithm} | {frames:,} | greedy {'win rate' if measure == 'success' else 'return'} | "
             f"{', '.join(f'{v:.{digits}f}' for v in values)} | {mean(values):.{digits}f}{spread} | "
-            f"{', '.join(seeds)} | {f"{mean(speeds):,.0f}" if speeds else "–"} | {', '.join(sorted(commits))} |"
+            f"{', '.join(seeds)} | {f'{mean(speeds):,.0f}' if speeds else '–'} | {', '.join(sorted(commits))} |"
         )
     return "\n".join(lines)
 

@@ -84,8 +84,9 @@ def minibatches(repeats: int) -> Iterator[Row]:
         ours, beside, td, data = pair(rows, width)
 
         def our_steps(ours: PPO = ours, td: TensorDictBase = td) -> None:
+            rows = ours.prepare(td)
             for _ in range(CALLS):
-                ours.update(td)
+                ours.update(rows)
 
         def plain_steps(beside: Any = beside, data: Any = data) -> None:
             for _ in range(CALLS):

@@ -54,9 +54,9 @@ class Algorithm(nn.Module, ABC):
         """The ``learn`` entries this learner writes, with the shape that follows the batch dimensions."""
 
     @property
-    @abstractmethod
     def offers(self) -> set[tuple[str, ...]]:
-        """Keys of what it writes besides, where a memory asks for it."""
+        """Keys of what it writes besides, where a memory asks for it; nothing, unless a learner says so."""
+        return set()
 
     @abstractmethod
     def set_progress(self, progress: float) -> None:

@@ -8,17 +8,15 @@ from typing import Any, Literal
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Generator, Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from marl_memory.algorithms.algorithm import (
     OffPolicyAlgorithm,
     ReplaySettings,
     check_indicator,
     derive_seed,
-    load_optimiser_state,
-    optimiser_state,
 )
 from marl_memory.algorithms.exploration import Explorer, Kind
+from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.functional.returns import mean_over_living, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.action_value import ActionValueCritic
@@ -127,8 +125,8 @@ class DeterministicHost(OffPolicyAlgorithm):
         )
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=actor_lr, fused=True)
-        self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=critic_lr, fused=True)
+        self.actor_optimiser = FlatAdam(self.actor, lr=actor_lr)
+        self.critic_optimiser = FlatAdam(self.critic, lr=critic_lr)
         self.generator = Generator().manual_seed(derive_seed(seed, "update"))
         self.updates = 0
         self._chosen: Tensor | None = None
@@ -201,7 +199,7 @@ class DeterministicHost(OffPolicyAlgorithm):
             torch.neg(error.detach()[..., : asked.shape[-1]], out=asked)
         weight = torch.where(error < 0, rows.get(k.under_weight), 1.0)
         loss = mean_over_living(weight * error.square(), alive, apart=self.critic.banks > 1)
-        norm = self._descend(loss, self.critic, self.critic_optimiser, "critic")
+        norm = self._descend(loss, self.critic_optimiser, "critic")
         self.updates += 1
         return {"loss/critic": loss.detach(), "value/mean": value.detach().mean(), **norm}
 
@@ -231,7 +229,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         gradient, alive = rows.get(self.keys.action_gradient), rows.get(self.keys.alive)
         gain = torch.where(alive.unsqueeze(-1), gradient * self._chosen, 0.0).sum(-1, keepdim=True)
         loss = -mean_over_living(gain, alive, apart=self.actor.input.banks > 1)
-        norm = self._descend(loss, self.actor, self.actor_optimiser, "actor")
+        norm = self._descend(loss, self.actor_optimiser, "actor")
         self._chosen = None
         size = gradient.norm(dim=-1).mean()
         return {"loss/actor": loss.detach(), "policy/action_gradient": size, **norm}
@@ -243,21 +241,20 @@ class DeterministicHost(OffPolicyAlgorithm):
         present: list[Tensor] = [*self.critic.parameters(), *self.actor.parameters()]
         torch._foreach_lerp_(targets, present, self.tau)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _descend(
-        self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer, name: str
-    ) -> dict[str, Tensor]:
+    def _descend(self, loss: Tensor, optimiser: FlatAdam, name: str) -> dict[str, Tensor]:
         """One step; the gradient norm before clipping, where there is a limit."""
         optimiser.zero_grad()
         loss.backward()
+        optimiser.gather()
         norm = {}
         if self.max_grad_norm is not None:
-            norm[f"grad_norm/{name}"] = clip_grad_norm_(module.parameters(), self.max_grad_norm)
+            (norm[f"grad_norm/{name}"],) = optimiser.clip(self.max_grad_norm)
         optimiser.step()
         return norm
 
     # -------------------------------------------------------------------------------------------------------- state
 
-    def _optimisers(self) -> dict[str, tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]]:
+    def _optimisers(self) -> dict[str, tuple[FlatAdam, dict[str, nn.Parameter]]]:
         return {
             "actor": (self.actor_optimiser, dict(self.actor.named_parameters())),
             "critic": (self.critic_optimiser, dict(self.critic.named_parameters())),
@@ -266,7 +263,7 @@ class DeterministicHost(OffPolicyAlgorithm):
     def get_extra_state(self) -> dict[str, Any]:
         """What parameters do not hold: optimiser slots, generators, the noise process, the number of updates."""
         return {
-            "optimisers": {name: optimiser_state(*pair) for name, pair in self._optimisers().items()},
+            "optimisers": {name: adam.named_state(named) for name, (adam, named) in self._optimisers().items()},
             "generator": self.generator.get_state(),
             "behaviour": self.behaviour.state_dict(),
             "updates": self.updates,
@@ -274,8 +271,8 @@ class DeterministicHost(OffPolicyAlgorithm):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_extra_state`."""
-        for name, pair in self._optimisers().items():
-            load_optimiser_state(*pair, state["optimisers"][name])
+        for name, (adam, named) in self._optimisers().items():
+            adam.load_named_state(named, state["optimisers"][name])
         self.generator.set_state(state["generator"])
         self.behaviour.load_state_dict(state["behaviour"])
         self.updates = state["updates"]

@@ -16,17 +16,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.functional import mse_loss
 
 from marl_memory.algorithms.algorithm import (
     OnPolicyAlgorithm,
     check_indicator,
     derive_seed,
-    load_optimiser_state,
-    optimiser_state,
 )
+from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
@@ -34,6 +33,9 @@ from marl_memory.networks.critic import Critic
 from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
 from marl_memory.spec import TaskSpec
+
+LEAST, MOST = ("learn", "least_ratio"), ("learn", "most_ratio")
+"""``[R, A]``: where the surrogate's ratio is cut."""
 
 
 class PPO(OnPolicyAlgorithm):
@@ -146,7 +148,7 @@ class PPO(OnPolicyAlgorithm):
         self.return_carry: Tensor | None = None
         self.generator = Generator().manual_seed(derive_seed(seed, "minibatches"))
         self.entropy_generator = Generator().manual_seed(derive_seed(seed, "entropy"))
-        self.optimiser = torch.optim.Adam(self.parameters(), lr=lr, eps=adam_eps, fused=True)
+        self.optimiser = FlatAdam(self.actor, self.critic, lr=lr, eps=adam_eps)
 
     @property
     def learn_entries(self) -> Entries:
@@ -249,20 +251,51 @@ class PPO(OnPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------- gradient steps
 
     def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        """``epochs`` × ``minibatches`` random parts of the batch's team rows, ``[R]`` each.
+        """``epochs`` × ``minibatches`` random parts of the batch's team rows, ``[R]`` each, as `prepare` makes them.
 
         The value normaliser takes in the batch's targets first, so that memory's TARGET operators are behind it.
         """
-        k = self.keys
         if self.value_norm is not None:
-            self.value_norm.update(batch.get(k.value_target).squeeze(-1), batch.get(k.alive))
-        inputs = dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys])
-        entries = [*inputs, k.alive, k.action, k.log_prob, k.advantage, k.value_output, k.value_target, k.region]
-        rows = batch.select(*entries, strict=False).reshape(-1)
+            self.value_norm.update(batch.get(self.keys.value_target).squeeze(-1), batch.get(self.keys.alive))
+        rows = self.prepare(batch)
+        sizes = [len(part) for part in torch.arange(len(rows)).tensor_split(self.n_minibatches)]
         for _ in range(self.epochs):
             order = torch.randperm(len(rows), generator=self.generator)
-            for index in order.tensor_split(self.n_minibatches):
-                yield rows[index]
+            yield from rows[order].split(sizes)
+
+    @torch.no_grad()
+    def prepare(self, batch: TensorDictBase) -> TensorDict:
+        """The team rows ``[R]`` of a batch as `update` reads them: what does not change in an update is computed once.
+
+        Actions and their log-probabilities are those before squashing (see `Actor.unsquash`), advantages
+        ``[R, A]`` 0 for the dead, targets in the critic's units.  Where everybody lives there is no ``alive``.
+        """
+        k, alive = self.keys, batch.get(self.keys.alive)
+
+        def of_living(key: tuple[str, ...]) -> Tensor:
+            """A dead agent's entries may be anything, NaN too: here is 0, before a gradient could pass through them."""
+            x = batch.get(key)
+            return torch.where(alive.reshape(*alive.shape, *[1] * (x.ndim - alive.ndim)), x, 0)
+
+        action, log_prob = self.actor.unsquash(of_living(k.action), of_living(k.log_prob))
+        advantage, target = of_living(k.advantage).squeeze(-1), of_living(k.value_target)
+        inputs = dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys])
+        entries = {
+            **{key: batch.get(key) for key in inputs},
+            k.value_output: of_living(k.value_output),
+            k.action: action,
+            k.log_prob: log_prob,
+            k.advantage: advantage,
+            # min(r A, clip(r) A) is A times r, kept below 1 + ε where A is positive, else above 1 − ε.
+            LEAST: torch.where(advantage > 0, 0.0, 1 - self.clip),
+            MOST: torch.where(advantage > 0, 1 + self.clip, torch.inf),
+            k.value_target: target if self.value_norm is None else self.value_norm.normalise(target),
+        }
+        if not bool(alive.all()):
+            entries[k.alive] = alive
+        if (region := batch.get(k.region, None)) is not None:
+            entries[k.region] = region
+        return TensorDict(batch_size=batch.batch_size).update(entries).reshape(-1)
 
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One Adam step on L (see the class) over living agents."""
@@ -273,8 +306,8 @@ class PPO(OnPolicyAlgorithm):
         region = self._region_terms(minibatch, distribution)
         self.optimiser.zero_grad()
         sum(region.values(), loss).backward()
-        actor_norm = clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
-        critic_norm = clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
+        self.optimiser.gather()
+        actor_norm, critic_norm = self.optimiser.clip(self.max_grad_norm)
         self.optimiser.step()
         return {
             "loss/policy": policy_loss.detach(),
@@ -289,7 +322,7 @@ class PPO(OnPolicyAlgorithm):
 
     def _region_terms(self, rows: TensorDictBase, distribution: Distribution) -> dict[str, Tensor]:
         """Mean over the living of weight · KL(p*‖π), for every REGION operator whose weights are not all 0."""
-        terms, alive = {}, rows.get(self.keys.alive)
+        terms, alive = {}, rows.get(self.keys.alive, None)
         for name, region in rows.get(self.keys.region, {}).items():
             for key, divergence in (("weight", distribution.kl_from), ("w2_weight", distribution.w2_from)):
                 weight = region.get(key, None)
@@ -298,31 +331,29 @@ class PPO(OnPolicyAlgorithm):
         return terms
 
     def _policy_terms(self, rows: TensorDictBase, distribution: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        k, alive = self.keys, rows.get(self.keys.alive)
-        # A dead agent's entries may be anything, NaN too: they are replaced before a gradient could pass through them.
-        action = rows.get(k.action)
-        action = torch.where(alive.reshape(*alive.shape, *[1] * (action.ndim - alive.ndim)), action, 0)
-        log_ratio = torch.where(alive, distribution.log_prob(action) - rows.get(k.log_prob), 0.0)
-        advantage = torch.where(alive, rows.get(k.advantage).squeeze(-1), 0.0)
+        k, alive = self.keys, rows.get(self.keys.alive, None)
+        log_ratio = distribution.log_density(rows.get(k.action)) - rows.get(k.log_prob)
+        if alive is not None:
+            log_ratio = torch.where(alive, log_ratio, 0.0)
         ratio = log_ratio.exp()
-        surrogate = torch.min(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
-        entropy = masked_mean(distribution.entropy(self.entropy_generator), alive)
+        surrogate = ratio.clamp(rows.get(LEAST), rows.get(MOST)) * rows.get(k.advantage)
+        with torch.set_grad_enabled(self.entropy_coef > 0):
+            entropy = masked_mean(distribution.entropy(self.entropy_generator), alive)
         with torch.no_grad():
-            approx_kl = masked_mean(ratio - 1 - log_ratio, alive)
-            clipped = masked_mean(((ratio - 1).abs() > self.clip).to(ratio.dtype), alive)
+            change = ratio - 1
+            approx_kl = masked_mean(change - log_ratio, alive)
+            clipped = masked_mean((change.abs() > self.clip).to(ratio.dtype), alive)
         return -masked_mean(surrogate, alive), entropy, approx_kl, clipped
 
     def _value_loss(self, rows: TensorDictBase) -> Tensor:
-        k, alive = self.keys, rows.get(self.keys.alive)
-        target = rows.get(k.value_target)
-        if self.value_norm is not None:
-            target = self.value_norm.normalise(target)
-        value, living = self.critic(rows), alive.unsqueeze(-1)
-        error = torch.where(living, value - target, 0.0).square()
+        k, alive = self.keys, rows.get(self.keys.alive, None)
+        value, target = self.critic(rows), rows.get(k.value_target)
+        living = None if alive is None else alive.unsqueeze(-1)
+        error = mse_loss(value, target, reduction="none")
         if self.value_clip is not None:
             old = rows.get(k.value_output)
             near = old + (value - old).clamp(-self.value_clip, self.value_clip)
-            error = torch.max(error, torch.where(living, near - target, 0.0).square())
+            error = torch.max(error, mse_loss(near, target, reduction="none"))
         return masked_mean(error, living)
 
     @torch.no_grad()
@@ -340,7 +371,7 @@ class PPO(OnPolicyAlgorithm):
     def get_extra_state(self) -> dict[str, Any]:
         """Optimiser slots by parameter name, generators and the reward scaler's carry."""
         state: dict[str, Any] = {
-            "optimiser": optimiser_state(self.optimiser, dict(self.named_parameters())),
+            "optimiser": self.optimiser.named_state(dict(self.named_parameters())),
             "generators": {name: g.get_state() for name, g in self._generators().items()},
         }
         if self.return_carry is not None:
@@ -349,7 +380,7 @@ class PPO(OnPolicyAlgorithm):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_extra_state`."""
-        load_optimiser_state(self.optimiser, dict(self.named_parameters()), state["optimiser"])
+        self.optimiser.load_named_state(dict(self.named_parameters()), state["optimiser"])
         for name, generator in self._generators().items():
             generator.set_state(state["generators"][name])
         self.return_carry = state.get("return_carry")

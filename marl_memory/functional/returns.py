@@ -71,11 +71,13 @@ def discounted_sum(reward: Tensor, cut: Tensor, carry: Tensor, *, gamma: float) 
     return sums, keep[-1] * sums[-1]
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` ``[*S]`` over the True entries of ``mask`` ``[*S]``; 0 if there are none.
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of ``x`` ``[*S]`` over the True entries of ``mask`` ``[*S]``, 0 if there are none; None: over all.
 
-    Entries outside the mask are never multiplied, so a NaN there reaches neither the mean nor its gradient.
+    Entries outside the mask are never multiplied, so a NaN there does not reach the mean.
     """
+    if mask is None:
+        return x.mean()
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 

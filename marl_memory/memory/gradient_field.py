@@ -335,24 +335,25 @@ class GradientField(MemoryOperator):
         gradient, live = self._project(td.get(self.fresh), td), self.scope.living(alive)
         count = live.sum(1)
         self.square.update(self.scope.totals(gradient.square().sum(-1), live) / count.clamp(min=1), count > 0)
-        self._learn_scales(td, alive, live)
+        self._learn_scales(td, gradient, live)
         rms = self.square.value.sqrt().clamp(min=TINY)
         parts = [gradient / self.scope.per_agent(rms).unsqueeze(-1), self._action(td)]
         error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
         self.trace.write(td, torch.cat([*parts, error], -1))
 
-    def _learn_scales(self, td: TensorDictBase, alive: Tensor, live: Tensor) -> None:
+    def _learn_scales(self, td: TensorDictBase, gradient: Tensor, live: Tensor) -> None:
         """The gate's, the regression's sums, and how the batch's mean gradient varies from update to update."""
-        living = alive.unsqueeze(-1)
         if self.gate is not None:
             self.gate.update(td)
         self.pairs.mul_(FORGET).add_(self.scope.totals(td.get(self.moments), live, trailing=1))
-        count = alive.reshape(-1, self.spec.n_agents, 1).sum(0).clamp(min=1)
-        for key, (mean, variance) in zip((self.fresh, self.spec.keys.action_gradient), self.averages, strict=True):
-            gradient = self._project(td.get(key), td)  # else masked and padded entries would count in one of the two
-            step = torch.where(living, gradient, 0.0).reshape(-1, *mean.shape).sum(0) / count - mean
-            mean.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
-            variance.add_((1 - FORGET) * step.square()).mul_(FORGET)
+        alive: Tensor = td.get(self.spec.keys.alive).reshape(-1, self.spec.n_agents, 1)
+        # Both projected, else masked and padded entries would count in one of the two.
+        both = torch.stack([gradient, self._project(td.get(self.spec.keys.action_gradient), td)])
+        both = both.reshape(2, len(alive), self.spec.n_agents, -1)
+        means, variances = self.averages.unbind(1)
+        step = torch.where(alive, both, 0.0).sum(1) / alive.sum(0).clamp(min=1) - means
+        means.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
+        variances.add_(step.square(), alpha=1 - FORGET).mul_(FORGET)
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over living agents of what `REPORT` lists, and the state of the memory.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +48,9 @@ class KeptNeighbours(nn.Module):
         if missing := int((~known).sum(1).max()):
             which = known.long().argsort(dim=1, stable=True)[:, :missing]
             queries = keys.gather(1, which.unsqueeze(-1).expand(-1, -1, keys.shape[-1]))
-            places = places.scatter(1, which.unsqueeze(-1).expand(-1, -1, places.shape[-1]), store.nearest(queries).rows)
+            places = places.scatter(
+                1, which.unsqueeze(-1).expand(-1, -1, places.shape[-1]), store.nearest(queries).rows
+            )
         return store.measured_at(keys, places)
 
     def keep(self, found: Tensor, numbers: Tensor) -> None:

@@ -351,8 +351,9 @@ class RingStore(nn.Module):
         self.sampled += total.squeeze(1)
 
     def _measure_when_due(self) -> None:
-        """Measure again once a bank has seen half as many rows more, or half of what it can hold."""
-        due = self.sampled - self.measured >= self.measured.clamp(max=self.rows).div(2).clamp(min=1)
+        """Measure again once a bank has seen half as many rows more, or half of what it holds and samples."""
+        most = max(self.rows, 4 * RESERVOIR)
+        due = self.sampled - self.measured >= self.measured.clamp(max=most).div(2).clamp(min=1)
         if bool(due.any()):
             self.measure()
 

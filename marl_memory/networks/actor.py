@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Generator, Tensor, nn
 
-from marl_memory.networks.distributions import Distribution, MaskedCategorical, TanhNormal
+from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
 from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.spec import TaskSpec
 
@@ -111,17 +111,22 @@ class Actor(TensorDictModuleBase):
         )
         self.generator = Generator().manual_seed(seed)
         self.log_std = nn.Parameter(torch.zeros(self.input.banks, spec.action_size)) if spec.continuous else None
-        if spec.continuous:
-            for name, value in (("low", spec.action_low), ("high", spec.action_high), ("valid", spec.action_valid)):
-                self.register_buffer(name, torch.tensor(value), persistent=False)
+        bounds = (spec.action_low, spec.action_high, spec.action_valid)
+        self.box = Box(*map(torch.tensor, bounds)) if spec.continuous else None
 
     def distribution(self, td: TensorDictBase) -> Distribution:
         """The policy at the observations of ``td``; batch shape ``[*B, A]``."""
         output = self.body(self.input(td.get(self.keys.observation)))
-        if self.log_std is None:
+        if self.log_std is None or self.box is None:
             return MaskedCategorical(output, td.get(self.keys.action_mask))
-        scale = self.log_std.exp().expand_as(output)
-        return TanhNormal(output, scale, self.low, self.high, self.valid)  # type: ignore[arg-type]
+        return TanhNormal(output, self.log_std, self.box)
+
+    def unsquash(self, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions and their log-probabilities ``[*B, A]`` before squashing, which cancels in a ratio of densities."""
+        if self.box is None:
+            return action, log_prob
+        u, log_slope = self.box.unsquash(action)
+        return u, log_prob + log_slope
 
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:

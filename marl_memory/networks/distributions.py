@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from marl_memory.functional.transport import categorical_kl, gaussian_kl, gaussian_w2
@@ -63,6 +63,9 @@ class MaskedCategorical:
         """``[*B, A]`` of integer actions ``[*B, A]``."""
         return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
+    log_density = log_prob
+    """In the units in which `Actor.unsquash` gives actions: they are what they are."""
+
     def entropy(self, generator: Generator) -> Tensor:
         """``[*B, A]`` in nats, exact (the generator is not used)."""
         return -torch.where(self.mask, self.log_probs.exp() * self.log_probs, 0.0).sum(-1)
@@ -81,11 +84,10 @@ class MaskedCategorical:
         raise ValueError("W₂² is one between Gaussians")
 
 
-class TanhNormal:
-    r"""A diagonal Gaussian squashed into a box: a = low + (high − low)(tanh(u) + 1)/2, u ~ N(loc, scale²).
+class Box(nn.Module):
+    r"""A box of actions and the way into it: a = low + (high − low)(tanh(u) + 1)/2.
 
     Args:
-        loc, scale: ``[*B, A, P]``, before squashing.
         low, high: ``[A, P]``, finite bounds.
         valid: ``[A, P]`` bool; padded dimensions count in no probability.
     """
@@ -93,38 +95,94 @@ class TanhNormal:
     LIMIT = 1 - 1e-6
     """tanh(u) is kept within ±LIMIT, so that an action on the bound has a finite pre-image."""
 
-    def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, valid: Tensor) -> None:
-        self.loc, self.scale, self.valid = loc, scale, valid
-        self.half_range, self.centre = (high - low) / 2, (high + low) / 2
+    def __init__(self, low: Tensor, high: Tensor, valid: Tensor) -> None:
+        super().__init__()
+        half_range = (high - low) / 2
+        divisor = torch.where(valid, half_range, 1.0)  # a padded range is empty: 0/0 must reach no gradient
+        self.all_valid = bool(valid.all())
+        self.valid: Tensor
+        self.centre: Tensor
+        self.half_range: Tensor
+        self.divisor: Tensor
+        self.log_volume: Tensor
+        self.log_unit: Tensor
+        self.register_buffer("valid", valid, persistent=False)
+        self.register_buffer("centre", (high + low) / 2, persistent=False)
+        self.register_buffer("half_range", half_range, persistent=False)
+        self.register_buffer("divisor", divisor, persistent=False)
+        self.register_buffer("log_volume", divisor.log().sum(-1), persistent=False)
+        # log of (2π)^{P/2}, of an agent's own dimensions
+        log_unit = 0.5 * math.log(2 * math.pi) * valid.sum(-1)
+        self.register_buffer("log_unit", log_unit.to(low.dtype), persistent=False)
 
-    def _squash(self, u: Tensor) -> Tensor:
-        return self.centre + self.half_range * torch.tanh(u).clamp(-self.LIMIT, self.LIMIT)
+    def squash(self, u: Tensor) -> Tensor:
+        """``[*B, A, P]``: the action of u."""
+        return torch.addcmul(self.centre, self.half_range, torch.tanh(u).clamp(-self.LIMIT, self.LIMIT))
+
+    def unsquash(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """u ``[*B, A, P]``, 0 where padded, and log |∂a/∂u| ``[*B, A]``."""
+        x = self.keep((action - self.centre) / self.divisor).clamp(-self.LIMIT, self.LIMIT)
+        above, below = torch.log1p(x), torch.log1p(-x)  # atanh is half their difference, log(1 − x²) their sum
+        return (above - below) / 2, (above + below).sum(-1) + self.log_volume
+
+    def log_slope(self, u: Tensor) -> Tensor:
+        """log |∂a/∂u| ``[*B, A]`` at any u."""
+        return self.keep(2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1) + self.log_volume
+
+    def keep(self, x: Tensor) -> Tensor:
+        """``[*B, A, P]`` with 0 in padded dimensions."""
+        return x if self.all_valid else torch.where(self.valid, x, 0.0)
+
+
+class TanhNormal:
+    r"""A diagonal Gaussian squashed into a box: the action of u ~ N(loc, scale²).
+
+    Args:
+        loc: ``[*B, A, P]``, before squashing.
+        log_scale: as ``loc``, or what is broadcast to it.
+        box: the actions.
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, box: Box) -> None:
+        self.loc, self.log_scale, self.box = loc, log_scale, box
+
+    @property
+    def scale(self) -> Tensor:
+        """``[*B, A, P]``, before squashing."""
+        return self.log_scale.exp().expand_as(self.loc)
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """Actions ``[*B, A, P]`` and their log-densities ``[*B, A]``."""
-        noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
-        action = self._squash(self.loc + self.scale * noise)
+        action = self.box.squash(torch.addcmul(self.loc, self.log_scale.exp(), self._noise(generator)))
         return action, self.log_prob(action)
 
     @property
     def mode(self) -> Tensor:
         """``[*B, A, P]``: the squashed mean."""
-        return self._squash(self.loc)
+        return self.box.squash(self.loc)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """``[*B, A]``, the density of actions ``[*B, A, P]`` in action units."""
-        u = torch.atanh(((action - self.centre) / self.half_range).clamp(-self.LIMIT, self.LIMIT))
-        return self._log_prob_of(torch.where(self.valid, u, 0.0))  # a padded range is empty: 0/0 must reach no gradient
+        u, log_slope = self.box.unsquash(action)
+        return self.log_density(u) - log_slope
 
-    def _log_prob_of(self, u: Tensor) -> Tensor:
-        normal = -0.5 * ((u - self.loc) / self.scale).square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
-        return torch.where(self.valid, normal - log_slope, 0.0).sum(-1)
+    def log_density(self, u: Tensor) -> Tensor:
+        """``[*B, A]``, before squashing, of u ``[*B, A, P]``."""
+        z = self.box.keep((u - self.loc) * (-self.log_scale).exp())
+        return -torch.add(self._log_volume(), (z * z).sum(-1), alpha=0.5)
 
     def entropy(self, generator: Generator) -> Tensor:
         """``[*B, A]`` in nats: a one-sample, reparameterised estimate (there is no closed form)."""
-        noise = torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
-        return -self._log_prob_of(self.loc + self.scale * noise)
+        noise = self._noise(generator)
+        slope = self.box.log_slope(torch.addcmul(self.loc, self.log_scale.exp(), noise))
+        return torch.add(self._log_volume() + slope, self.box.keep(noise * noise).sum(-1), alpha=0.5)
+
+    def _noise(self, generator: Generator) -> Tensor:
+        return torch.randn(self.loc.shape, generator=generator, dtype=self.loc.dtype)
+
+    def _log_volume(self) -> Tensor:
+        """log of (2π)^{P/2} Π scale, ``[A]`` or as ``log_scale``."""
+        return self.box.keep(self.log_scale).sum(-1) + self.box.log_unit
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -143,7 +201,8 @@ class TanhNormal:
         """Means and deviations of both; equal in padded dimensions."""
         pairs = ((reference["loc"], self.loc, 0.0), (reference["scale"], self.scale, 1.0))
         (m, loc), (s, scale) = (
-            (torch.where(self.valid, theirs, one), torch.where(self.valid, ours, one)) for theirs, ours, one in pairs
+            (torch.where(self.box.valid, theirs, one), torch.where(self.box.valid, ours, one))
+            for theirs, ours, one in pairs
         )
         return m, s, loc, scale
 

@@ -28,7 +28,7 @@ def test_minibatch_updates_are_the_same_computation(rows: int, width: int) -> No
     assert settings_of(ours.optimiser) == settings_of(beside.optimiser)
     before = ours.actor.body.layers[0].weight.detach().clone()
     for _ in range(5):
-        ours.update(td)
+        ours.update(ours.prepare(td))
         plain.gradient_step(beside, data)
     assert (ours.actor.body.layers[0].weight - before).abs().max() > 1e-3
     for network, copied in ((ours.actor, beside.actor), (ours.critic, beside.critic)):

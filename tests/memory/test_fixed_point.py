@@ -92,7 +92,10 @@ class Gated:
     """
 
     def __init__(self, *, slope: float = 1.0, of_errors: bool = False) -> None:
-        self.gate, self.of_errors = FixedPointGate(Scope("shared", task()), slope=slope, gamma=GAMMA).double(), of_errors
+        self.gate, self.of_errors = (
+            FixedPointGate(Scope("shared", task()), slope=slope, gamma=GAMMA).double(),
+            of_errors,
+        )
 
     def look(self, target: Tensor, reward: Tensor) -> None:
         td = TensorDict(batch_size=(target.numel(),))

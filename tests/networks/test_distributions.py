@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Generator, Tensor
 from torch.distributions import AffineTransform, Categorical, Normal, TanhTransform, TransformedDistribution
 
-from marl_memory.networks.distributions import Distribution, MaskedCategorical, TanhNormal
+from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -92,7 +92,7 @@ LOW, HIGH = torch.tensor([[-1.0, 0.5], [-3.0, -2.0]]).double(), torch.tensor([[1
 def squashed(rows: int = 40, valid: Tensor | None = None) -> TanhNormal:
     loc = torch.randn(rows, 2, 2, generator=seeded(3), dtype=torch.float64)
     scale = torch.rand(rows, 2, 2, generator=seeded(4), dtype=torch.float64) + 0.3
-    return TanhNormal(loc, scale, LOW, HIGH, torch.ones(2, 2, dtype=torch.bool) if valid is None else valid)
+    return TanhNormal(loc, scale.log(), Box(LOW, HIGH, torch.ones(2, 2, dtype=torch.bool) if valid is None else valid))
 
 
 def torchs(distribution: TanhNormal) -> TransformedDistribution:
@@ -115,7 +115,7 @@ def test_tanh_normal_draws_its_own_density() -> None:
     shape = (50_000, 1, 1)
     loc, scale = torch.full(shape, 0.4), torch.full(shape, 0.7)
     bound = torch.ones(1, 1)
-    action = TanhNormal(loc, scale, -bound, bound, bound.bool()).sample(seeded())[0].flatten()
+    action = TanhNormal(loc, scale.log(), Box(-bound, bound, bound.bool())).sample(seeded())[0].flatten()
     z = Normal(0.0, 1.0).icdf(torch.tensor([0.1, 0.5, 0.9]))
     shares = (action.unsqueeze(-1) < torch.tanh(0.4 + 0.7 * z)).float().mean(0)
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.5, 0.9]), atol=0.01, rtol=0)
@@ -126,7 +126,7 @@ def test_tanh_normal_integrates_to_one_and_its_entropy_estimate_is_right() -> No
     grid = torch.linspace(-1, 3, 200_003, dtype=torch.float64)[1:-1]
     width, rows = 4 / 200_002, len(grid)
     loc, scale = torch.full((rows, 1, 1), 0.3).double(), torch.full((rows, 1, 1), 0.6).double()
-    distribution = TanhNormal(loc, scale, low, high, torch.ones(1, 1, dtype=torch.bool))
+    distribution = TanhNormal(loc, scale.log(), Box(low, high, torch.ones(1, 1, dtype=torch.bool)))
     density = distribution.log_prob(grid.reshape(-1, 1, 1)).squeeze(-1).exp()
     assert (density.sum() * width).item() == pytest.approx(1, abs=1e-4)
     by_quadrature = -(density * density.log().nan_to_num(neginf=0.0)).sum() * width
@@ -148,7 +148,7 @@ def test_tanh_normal_padded_with_empty_bounds_has_finite_values_and_gradients() 
     loc = torch.zeros(3, 2, 2, requires_grad=True)
     log_std = torch.zeros(2, 2, requires_grad=True)
     low, high = torch.tensor([[-1.0, -1.0], [-1.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    distribution = TanhNormal(loc, log_std.exp().expand_as(loc), low, high, valid)
+    distribution = TanhNormal(loc, log_std, Box(low, high, valid))
     action = distribution.sample(seeded())[0].detach()
     value = distribution.log_prob(action) + distribution.entropy(seeded())
     value.sum().backward()
@@ -163,7 +163,7 @@ def test_tanh_normal_on_the_bounds_is_finite() -> None:
     shape = (2, 1, 1)
     loc = torch.tensor([50.0, -50.0]).reshape(shape).requires_grad_()
     bound = torch.full((1, 1), 2.0)
-    distribution = TanhNormal(loc, torch.ones(shape), -bound, bound, torch.ones(1, 1, dtype=torch.bool))
+    distribution = TanhNormal(loc, torch.zeros(shape), Box(-bound, bound, torch.ones(1, 1, dtype=torch.bool)))
     action = distribution.sample(seeded())[0]
     assert (action.abs() <= 2).all()
     log_prob = distribution.log_prob(torch.tensor([2.0, -2.0]).reshape(shape))
@@ -190,7 +190,7 @@ def test_entropy_estimate_is_reparameterised() -> None:
     log_std = torch.zeros(1, requires_grad=True)
     bound = torch.full((1, 1), 1e3)  # wide and near the middle: the squashing is almost linear, H = log σ + const
     loc = torch.zeros(20_000, 1, 1)
-    distribution = TanhNormal(loc, (log_std.exp() * 1e-3).expand_as(loc), -bound, bound, torch.ones(1, 1).bool())
+    distribution = TanhNormal(loc, log_std + math.log(1e-3), Box(-bound, bound, torch.ones(1, 1).bool()))
     entropy = distribution.entropy(seeded()).mean()
     entropy.backward()
     assert entropy.item() == pytest.approx(0.5 * math.log(2 * math.pi * math.e), abs=0.02)

@@ -37,6 +37,9 @@ from marl_memory.spec import TaskSpec
 LEAST, MOST = ("learn", "least_ratio"), ("learn", "most_ratio")
 """``[R, A]``: where the surrogate's ratio is cut."""
 
+WEIGHTS = ("weight", "w2_weight")
+"""What a REGION operator writes beside its reference: how much KL(p*‖π), or W₂², counts in the loss."""
+
 
 class PPO(OnPolicyAlgorithm):
     r"""Proximal policy optimisation for teams; one agent is A = 1.
@@ -293,8 +296,11 @@ class PPO(OnPolicyAlgorithm):
         }
         if not bool(alive.all()):
             entries[k.alive] = alive
-        if (region := batch.get(k.region, None)) is not None:
-            entries[k.region] = region
+        for name, region in batch.get(k.region, {}).items():
+            for weight in WEIGHTS:
+                if (x := region.get(weight, None)) is not None and bool(x.any()):
+                    settled = self.actor.settled(region)
+                    entries |= {(*k.region, name, key): leaf for key, leaf in {weight: x, **settled}.items()}
         return TensorDict(batch_size=batch.batch_size).update(entries).reshape(-1)
 
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
@@ -321,12 +327,11 @@ class PPO(OnPolicyAlgorithm):
         }
 
     def _region_terms(self, rows: TensorDictBase, distribution: Distribution) -> dict[str, Tensor]:
-        """Mean over the living of weight · KL(p*‖π), for every REGION operator whose weights are not all 0."""
+        """Mean over the living of weight · KL(p*‖π), for every REGION operator that has a weight somewhere."""
         terms, alive = {}, rows.get(self.keys.alive, None)
         for name, region in rows.get(self.keys.region, {}).items():
-            for key, divergence in (("weight", distribution.kl_from), ("w2_weight", distribution.w2_from)):
-                weight = region.get(key, None)
-                if weight is not None and bool(weight.any()):
+            for key, divergence in zip(WEIGHTS, (distribution.kl_from, distribution.w2_from), strict=True):
+                if (weight := region.get(key, None)) is not None:
                     terms[f"loss/{name}"] = masked_mean(weight * divergence(region), alive)
         return terms
 

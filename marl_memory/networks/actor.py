@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -127,6 +128,10 @@ class Actor(TensorDictModuleBase):
             return action, log_prob
         u, log_slope = self.box.unsquash(action)
         return u, log_prob + log_slope
+
+    def settled(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A reference of a REGION operator as the distributions' `kl_from` reads it, computed once for many calls."""
+        return (MaskedCategorical if self.box is None else TanhNormal).settled(reference)
 
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from marl_memory.functional.transport import categorical_kl, gaussian_kl, gaussian_w2
+from marl_memory.functional.transport import gaussian_kl, gaussian_w2
 
 LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 """The logit of a forbidden action."""
@@ -75,9 +75,15 @@ class MaskedCategorical:
         """``log_probs`` ``[*B, A, P]``."""
         return {"log_probs": self.log_probs}
 
+    @staticmethod
+    def settled(reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `kl_from` reads of a reference ``log_probs`` ``[*B, A, P]``: its probabilities and Σ p* log p*."""
+        probs = reference["log_probs"].exp()
+        return {"probs": probs, "negentropy": torch.xlogy(probs, probs).sum(-1)}
+
     def kl_from(self, reference: Mapping[str, Tensor]) -> Tensor:
-        """KL(p*‖π) ``[*B, A]`` of ``log_probs`` ``[*B, A, P]``."""
-        return categorical_kl(reference["log_probs"], self.log_probs)
+        """KL(p*‖π) ``[*B, A]`` of a `settled` reference."""
+        return reference["negentropy"] - (reference["probs"] * self.log_probs).sum(-1)
 
     def w2_from(self, reference: Mapping[str, Tensor]) -> Tensor:
         """Between categoricals there is none: it needs a cost."""
@@ -189,8 +195,13 @@ class TanhNormal:
         """``loc`` and ``scale`` ``[*B, A, P]``, before squashing."""
         return {"loc": self.loc, "scale": self.scale}
 
+    @staticmethod
+    def settled(reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `kl_from` and `w2_from` read of a reference: ``loc`` and ``scale`` ``[*B, A, P]``."""
+        return {"loc": reference["loc"], "scale": reference["scale"]}
+
     def kl_from(self, reference: Mapping[str, Tensor]) -> Tensor:
-        """KL(p*‖π) ``[*B, A]`` of ``loc`` and ``scale`` ``[*B, A, P]``; before squashing, which changes nothing."""
+        """KL(p*‖π) ``[*B, A]``; before squashing, which changes nothing."""
         return gaussian_kl(*self._beside(reference))
 
     def w2_from(self, reference: Mapping[str, Tensor]) -> Tensor:
@@ -199,12 +210,11 @@ class TanhNormal:
 
     def _beside(self, reference: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means and deviations of both; equal in padded dimensions."""
-        pairs = ((reference["loc"], self.loc, 0.0), (reference["scale"], self.scale, 1.0))
-        (m, loc), (s, scale) = (
-            (torch.where(self.box.valid, theirs, one), torch.where(self.box.valid, ours, one))
-            for theirs, ours, one in pairs
-        )
-        return m, s, loc, scale
+        m, s, loc, scale = reference["loc"], reference["scale"], self.loc, self.scale
+        if self.box.all_valid:
+            return m, s, loc, scale
+        keep, valid = self.box.keep, self.box.valid
+        return keep(m), torch.where(valid, s, 1.0), keep(loc), torch.where(valid, scale, 1.0)
 
 
 Distribution = MaskedCategorical | TanhNormal

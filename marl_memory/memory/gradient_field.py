@@ -103,6 +103,7 @@ class GradientField(MemoryOperator):
         strength, strength_final: see `MemoryOperator`.
         keep_neighbours: updates for which a row of the replay keeps its neighbours (see `KeptNeighbours`), for hosts
             that draw the same rows often beside a memory that changes slowly; None: they are searched at every draw.
+        keep_rows: of how many rows; two rows of the replay that are so far apart share a place.
         payloads: ``own``, or ``shuffled``: gradients are stored with the keys of other rows (a control).
 
     Raises:
@@ -137,6 +138,7 @@ class GradientField(MemoryOperator):
         strength: float = 1.0,
         strength_final: float | None = None,
         keep_neighbours: int | None = None,
+        keep_rows: int = 1_000_000,
         payloads: Literal["own", "shuffled"] = "own",
     ) -> None:
         super().__init__(strength=strength, strength_final=strength_final)
@@ -170,6 +172,7 @@ class GradientField(MemoryOperator):
             payloads=payloads,
             seed=seed,
             keep_neighbours=keep_neighbours,
+            keep_rows=keep_rows,
         )
         self.scope = self.trace.scope
         self.gate = FixedPointGate(self.scope, slope=gate_slope, gamma=gamma) if fixed_point_gate else None

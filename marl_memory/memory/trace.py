@@ -77,7 +77,7 @@ class Trace(nn.Module):
         seed: int,
         sketch_size: int = 512,
         keep_neighbours: int | None = None,
-        keep_rows: int = 2**20,
+        keep_rows: int = 1_000_000,
     ) -> None:
         super().__init__()
         if payloads not in ("own", "shuffled"):

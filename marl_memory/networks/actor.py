@@ -141,6 +141,7 @@ class Actor(TensorDictModuleBase):
             action, log_prob = distribution.mode, distribution.log_prob(distribution.mode)
         else:
             action, log_prob = distribution.sample(self.generator)
-        td.set(self.keys.action, action)
-        td.set(self.keys.log_prob, log_prob)
+        agents = td.get(self.keys.group)  # by a path a name takes half as long again to be set
+        agents.set(self.keys.action[-1], action)
+        agents.set(self.keys.log_prob[-1], log_prob)
         return td

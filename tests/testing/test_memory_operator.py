@@ -54,6 +54,12 @@ def test_the_defaults_keep_the_contract_too() -> None:
     check_memory_operator(GradientField, specs=SPECS[:1], capacity=4096)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("options", [{"projection": 3}, {"keep_neighbours": 5, "keep_rows": 512}, {"payloads": "shuffled"}], ids=str)
+def test_options_keep_the_contract(options: dict[str, Any], scope: str) -> None:
+    check_memory_operator(partial(GradientField, **SMALL, **options, scope=scope), capacity=CAPACITY)
+
+
 # ----------------------------------------------------------------------------------------------- broken operators
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,8 +12,12 @@ from matplotlib.figure import Figure
 from tensordict import TensorDict
 from torch import Tensor
 
+from benchmarks.measure import seconds
+from benchmarks.neighbours import states
+from marl_memory.functional.neighbours import nearest, recall
 from marl_memory.functional.transport import gaussian_barycenter
 from marl_memory.memory.gradient_field import GradientField
+from marl_memory.memory.index import Lists
 from marl_memory.spec import TaskSpec
 
 INK, PAST, NOW, BOTH = "#555555", "#b5541c", "#9db4c0", "#12476b"
@@ -90,7 +96,44 @@ def barycenter_region(file: Path) -> None:
     figure.savefig(file)
 
 
+def retrieval(file: Path) -> None:
+    """Time of 256 searches for 16 neighbours over the number of rows, exact and with an index; states of HalfCheetah."""
+    queries, every = states()
+    sizes = [1 << i for i in range(10, 18)]
+    exact, listed, recalls = [], [], []
+    for size in sizes:
+        rows = every[:, :size].contiguous()
+        exact.append(1e3 * shortest(partial(nearest, queries, rows, 16)))
+        if size >= 16_384:
+            generator = torch.Generator().manual_seed(0)
+            index = Lists(1, size, rows.shape[-1], probes=16, generator=generator)
+            index.note(rows, size, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool))
+            listed.append(1e3 * shortest(partial(index.nearest, queries, rows, 16)))
+            recalls.append(float(recall(index.nearest(queries, rows, 16)[1], nearest(queries, rows, 16)[1])))
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.loglog(sizes, exact, color=BOTH, marker="o", markersize=4, label="exact")
+    large = sizes[-len(listed) :]
+    axes.loglog(large, listed, color=PAST, marker="o", markersize=4, label="lists, 16 probes")
+    for size, took, share in zip(large, listed, recalls, strict=True):
+        axes.annotate(
+            f"recall {share:.2f}", (size, took), (0, -14), textcoords="offset points", ha="center", fontsize=7
+        )
+    axes.set(xlabel="rows", ylabel="ms for 256 queries", ylim=(min(exact + listed) / 2, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(file)
+    print("rows", sizes, "exact ms", [round(x, 2) for x in exact], "lists ms", [round(x, 2) for x in listed], recalls)
+
+
+def shortest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of 15 calls."""
+    return min(seconds(call) for _ in range(15))
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     folder = Path(sys.argv[1])
+    retrieval(folder / "retrieval.svg")
     gradient_field(folder / "gradient_field.svg")
     barycenter_region(folder / "barycenter_region.svg")

@@ -29,8 +29,8 @@ NAME = "barycenter_region"
 
 COSTS = ("one_hot", "ordinal", "structured", "value")
 
-REPORT = ("mass", "effective_neighbours", "omega", "kl")
-"""Of each row and agent: W, n_e, ω and KL(p*‖π)."""
+REPORT = ("mass", "effective_neighbours", "neighbours", "omega", "kl")
+"""Of each row and agent: W, n_e, how many neighbours there are within reach, ω and KL(p*‖π)."""
 
 
 class BarycenterRegion(MemoryOperator):
@@ -170,7 +170,7 @@ class BarycenterRegion(MemoryOperator):
     """``[P, P]`` between actions; None: ``one_hot``, or one for each state."""
 
     report = ("learn", NAME, "report")
-    """``[*B, A, 4]``, see `REPORT`."""
+    """``[*B, A, 5]``, see `REPORT`."""
 
     @property
     def asks(self) -> Entries:
@@ -223,8 +223,9 @@ class BarycenterRegion(MemoryOperator):
         total = weights.sum(2)
         effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)
         around = (weights * error.squeeze(-1)).sum(2)
-        numbers = scope.to_agents(torch.stack([total, effective, around], -1), td.batch_size)
-        total, effective, around = numbers.unbind(-1)
+        found = (weights > 0).sum(2)
+        numbers = scope.to_agents(torch.stack([total, effective, found, around], -1), td.batch_size)
+        total, effective, found, around = numbers.unbind(-1)
         # [G, R, K, S, …] → [*B, A, K, …]
         past = scope.to_agents(past.movedim(2, 3), td.batch_size)
         shares = scope.to_agents(weights.movedim(2, 3), td.batch_size) / total.clamp(min=TINY).unsqueeze(-1)
@@ -235,7 +236,7 @@ class BarycenterRegion(MemoryOperator):
             omega = omega * self.gate(self._advantage(td), around, total)
         omega = torch.where(td.get(self.spec.keys.alive), omega, 0.0)
         put(td, self.weight, self.coefficient * omega)
-        put(td, self.report, torch.stack([total, effective, omega, kl], -1))
+        put(td, self.report, torch.stack([total, effective, found, omega, kl], -1))
         return td
 
     def _solve(self, td: TensorDictBase, past: Tensor, shares: Tensor, omega: Tensor) -> Tensor:
@@ -312,6 +313,7 @@ class BarycenterRegion(MemoryOperator):
         store = self.trace.store
         return {
             "rows": store.held.sum().float(),
+            "bytes": torch.tensor(float(self.bytes)),
             "strength": torch.tensor(self.strength),
             "lam": self.lam.mean(),
             "rejected": store.rejected.sum().float(),

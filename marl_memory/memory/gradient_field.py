@@ -22,8 +22,9 @@ NAME = "gradient_field"
 
 RULES = ("variance", "mass")
 
-REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "variance_kept")
-"""Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, and (1 − β)² + β²/n_e."""
+REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "neighbours", "variance_kept")
+"""Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, how many there are within reach, and
+(1 − β)² + β²/n_e."""
 
 
 class _Recalled(NamedTuple):
@@ -35,6 +36,7 @@ class _Recalled(NamedTuple):
         total: ``[*B, A]``, W.
         effective: ``[*B, A]``, n_e.
         distance: ``[*B, A]``, mean distance in units of h.
+        found: ``[*B, A]``, how many there are.
         around: ``[*B, A]``, Σ w_i δ_i.
     """
 
@@ -43,6 +45,7 @@ class _Recalled(NamedTuple):
     total: Tensor
     effective: Tensor
     distance: Tensor
+    found: Tensor
     around: Tensor
 
 
@@ -205,7 +208,7 @@ class GradientField(MemoryOperator):
     moments = ("learn", NAME, "moments")
     """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: u², ux, uy, x², xy."""
     report = ("learn", NAME, "report")
-    """``[*B, A, 6]``, see `REPORT`."""
+    """``[*B, A, 7]``, see `REPORT`."""
 
     @property
     def asks(self) -> Entries:
@@ -296,14 +299,14 @@ class GradientField(MemoryOperator):
         y = torch.where(near, difference.square().sum(-1), 0.0)
         u = torch.where(near, 1 + 1 / mass, 0.0)
         columns = [(a * b).sum(2) for a, b in ((u, u), (u, x), (u, y), (x, x), (x, y))]
-        columns += [total, effective, (share * x.sqrt()).sum(2), (weights * error.squeeze(-1)).sum(2)]
+        columns += [total, effective, (share * x.sqrt()).sum(2), near.sum(2), (weights * error.squeeze(-1)).sum(2)]
         numbers = scope.to_agents(torch.stack(columns, -1), td.batch_size)
         mean = scope.to_agents((share.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size)
         return _Recalled(self._project(mean, td), numbers[..., :5], *numbers[..., 5:].unbind(-1))
 
     def _blend(self, td: TensorDictBase, own: Tensor, recalled: _Recalled) -> tuple[Tensor, Tensor]:
-        """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 6]``."""
-        _, _, total, effective, distance, around = recalled
+        """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 7]``."""
+        _, _, total, effective, distance, found, around = recalled
         if self.beta_rule == "mass":
             beta = total / (total + self.mass_half)
         else:
@@ -317,7 +320,7 @@ class GradientField(MemoryOperator):
             beta = torch.where(cosine >= self.least_cosine, beta, 0.0)
         beta = torch.where((total > 0) & td.get(self.spec.keys.alive), beta, 0.0)
         kept = (1 - beta).square() + beta.square() / effective.clamp(min=1.0)
-        return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, kept], -1)
+        return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, found, kept], -1)
 
     def noise_and_slope(self) -> tuple[Tensor, Tensor]:
         """σ̂² and L² ``[G, S]``, in units of the gradient's mean square and of h."""
@@ -371,6 +374,7 @@ class GradientField(MemoryOperator):
         fresh, fused = self.averages[:, 1].sum((1, 2))
         return {
             "rows": self.trace.store.held.sum().float(),
+            "bytes": torch.tensor(float(self.bytes)),
             "strength": torch.tensor(self.strength),
             "noise": noise.mean(),
             "slope": slope.mean(),

@@ -565,7 +565,7 @@ def test_the_rule_of_variance_is_the_best_beta(noise: float, slope: float, effec
 
     one = torch.ones(1, 1)
     nothing = torch.zeros(1, 1, 2)
-    recalled = _Recalled(nothing, one.expand(1, 5), one, effective * one, distance * one, one)
+    recalled = _Recalled(nothing, one.expand(1, 5), one, effective * one, distance * one, one, one)
     living = TensorDict({memory.spec.keys.alive: torch.ones(1, 1, dtype=torch.bool)}, batch_size=(1,))
     beta = memory._blend(living, nothing, recalled)[0].item()
     assert beta == pytest.approx(noise / (noise + noise / effective + b), rel=1e-3)

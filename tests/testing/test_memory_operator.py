@@ -55,7 +55,9 @@ def test_the_defaults_keep_the_contract_too() -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("options", [{"projection": 3}, {"keep_neighbours": 5, "keep_rows": 512}, {"payloads": "shuffled"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"projection": 3}, {"keep_neighbours": 5, "keep_rows": 512}, {"payloads": "shuffled"}], ids=str
+)
 def test_options_keep_the_contract(options: dict[str, Any], scope: str) -> None:
     check_memory_operator(partial(GradientField, **SMALL, **options, scope=scope), capacity=CAPACITY)
 

@@ -97,7 +97,7 @@ def barycenter_region(file: Path) -> None:
 
 
 def retrieval(file: Path) -> None:
-    """Time of 256 searches for 16 neighbours over the number of rows, exact and with an index; states of HalfCheetah."""
+    """Time of 256 searches for 16 neighbours over the number of rows, exact and with lists; states of HalfCheetah."""
     queries, every = states()
     sizes = [1 << i for i in range(10, 18)]
     exact, listed, recalls = [], [], []

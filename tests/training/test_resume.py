@@ -223,6 +223,48 @@ def test_kill_nine_then_resume_gives_the_same_bits(attempt: int, tmp_path: Path)
     assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 
+DIE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+import marl_memory.training.checkpoint as checkpoint
+from marl_memory.cli import main
+
+FLUSHED, *words = sys.argv[1:]
+flush, since = checkpoint._flush, 0
+
+def dying(path):  # at the n-th flush to disk of what comes after the second checkpoint
+    global since
+    folder = path if path.name == "checkpoints" else path.parent if path.name == "replay" else path.parent.parent
+    since += len(list(folder.glob("frames_*"))) >= 2
+    if since == int(FLUSHED):
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+
+checkpoint._flush = dying
+main(["train", *words])
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["td3", pytest.param("maddpg", marks=pytest.mark.slow)])
+def test_kill_nine_in_the_middle_of_a_write_loses_nothing_before_it(algorithm: str, tmp_path: Path) -> None:
+    """A part of the replay, its folder, the state, what is known of it, the folder of checkpoints: dead at each."""
+    env = "toy/masked_duel" if algorithm == "maddpg" else "toy/rendezvous"
+    options = [f"env={env}", f"algorithm={algorithm}", *OFF_POLICY]
+    train_here(tmp_path / "straight", *options)
+    folders = [tmp_path / f"dead_{flushed}" for flushed in range(1, 6)]
+    dying = [
+        subprocess.Popen([sys.executable, "-c", DIE_WRITING, str(i), *options, f"run_folder={folder}"])
+        for i, folder in enumerate(folders, 1)
+    ]
+    assert [process.wait(timeout=280) for process in dying] == [-signal.SIGKILL] * 5
+    for folder in folders:
+        there = CheckpointFolder(folder / "checkpoints").scheduled()
+        assert len(there) >= 2 and all(checkpoint.load() for checkpoint in there[:2])
+    subprocess.run([sys.executable, "-c", RESUME_ALL, *map(str, folders)], check=True, timeout=280)
+    for folder in folders:
+        assert_same_runs(tmp_path / "straight", folder)
+
+
 def test_kill_nine_before_the_first_checkpoint(tmp_path: Path) -> None:
     options = [*TOY, "algorithm=ippo", "training.evaluation_episodes=300"]  # the first evaluation takes a while
     train(tmp_path / "straight", *options)

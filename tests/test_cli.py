@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from marl_memory import load_policy
+from marl_memory.cli import main
 from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import make_env, read_config
@@ -174,7 +175,18 @@ def load_policy_of_an_empty_run(folder: Path) -> None:
         (["env=toy/nothing"], "nothing"),
     ],
 )
-def test_bad_input_gets_one_clear_error(overrides: list[str], words: str, tmp_path: Path) -> None:
-    done = cli("train", "env=toy/masked_duel", *SMALL, *overrides, "run_folder=run", cwd=tmp_path, ok=False)
-    assert words in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+def test_bad_input_gets_one_clear_error(
+    overrides: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["marl-memory"])  # `train` writes it
+    streams = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # else Hydra closes those that belong to pytest
+    with pytest.raises(SystemExit) as left:
+        main(["train", "env=toy/masked_duel", *SMALL, *overrides, "run_folder=run", *streams])
+    assert isinstance(left.value.code, str) and words in left.value.code
+
+
+def test_bad_input_as_a_user_sees_it(tmp_path: Path) -> None:
+    done = cli("train", "env=toy/masked_duel", *SMALL, "algorithm.clip=-0.1", "run_folder=run", cwd=tmp_path, ok=False)
+    assert done.stderr.strip() == "marl-memory: algorithm.clip=-0.1 must be positive"
+    assert "Traceback" not in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from marl_memory.cli import config_dir
+from marl_memory.memory.scope import SCOPES
 from marl_memory.training.checkpoint import CheckpointFolder
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import RunFolderError, read_config, release, resume, start
@@ -100,14 +102,21 @@ def assert_same_runs(a: Path, b: Path) -> None:
             assert torch.equal(batches[0].get(key), batches[1].get(key)), key
 
 
-@pytest.mark.parametrize("algorithm", ["ippo", "mappo"])
-def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(algorithm: str, tmp_path: Path) -> None:
-    options = [*TOY, f"algorithm={algorithm}", "algorithm.normalise_observations=true", "algorithm.scale_rewards=true"]
-    train(tmp_path / "straight", *options)
-    train(tmp_path / "halved", *options, "training.stop_at_frames=640")  # not a multiple of the checkpoint interval
-    assert int(rows(tmp_path / "halved")[-1]["frames"]) == 640
-    cli("resume", str(tmp_path / "halved"))
-    assert_same_runs(tmp_path / "straight", tmp_path / "halved")
+def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(tmp_path: Path) -> None:
+    for algorithm in ("ippo", "mappo"):
+        straight, halved = (tmp_path / f"{algorithm}_{name}" for name in ("straight", "halved"))
+        options = [*TOY, f"algorithm={algorithm}"]
+        options += ["algorithm.normalise_observations=true", "algorithm.scale_rewards=true"]
+        train_here(straight, *options)
+        train_here(halved, *options, "training.stop_at_frames=640")  # not a multiple of the checkpoint interval
+        assert int(rows(halved)[-1]["frames"]) == 640
+    subprocess.run(
+        [sys.executable, "-c", RESUME_ALL, *(str(tmp_path / f"{name}_halved") for name in ("ippo", "mappo"))],
+        check=True,
+        timeout=280,
+    )
+    for algorithm in ("ippo", "mappo"):
+        assert_same_runs(tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved")
 
 
 OFF_POLICY = [
@@ -149,23 +158,22 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("scope", ["per_agent", "shared", "centralized"])
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_resume_equals_uninterrupted_with_a_memory(memory: str, scope: str, tmp_path: Path) -> None:
-    halved = []
-    for algorithm, env in MEMORIES[memory]:
+def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, tmp_path: Path) -> None:
+    pairs = []
+    for (algorithm, env), scope in itertools.product(MEMORIES[memory], SCOPES):
         host = TOY[1:] if memory == "mnemo_region" else OFF_POLICY
         options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.min_rows=16", f"memory.{memory}.capacity=192"]
         options += [f"memory.{memory}.strength_final=0.5", f"memory.{memory}.payloads=shuffled"]
-        train_here(tmp_path / f"{algorithm}_straight", *options)
-        train_here(tmp_path / f"{algorithm}_halved", *options, "training.stop_at_frames=640")
-        halved.append(str(tmp_path / f"{algorithm}_halved"))
-    subprocess.run([sys.executable, "-c", RESUME_ALL, *halved], check=True, timeout=280)
-    for algorithm, _ in MEMORIES[memory]:
-        straight = tmp_path / f"{algorithm}_straight"
+        straight, halved = (tmp_path / f"{algorithm}_{scope}_{name}" for name in ("straight", "halved"))
+        train_here(straight, *options)
+        train_here(halved, *options, "training.stop_at_frames=640")
+        pairs.append((straight, halved))
+    subprocess.run([sys.executable, "-c", RESUME_ALL, *(str(halved) for _, halved in pairs)], check=True, timeout=280)
+    for straight, halved in pairs:
         assert float(rows(straight)[-1][f"memory/{memory}/rows"]) > 0
-        assert_same_runs(straight, tmp_path / f"{algorithm}_halved")
+        assert_same_runs(straight, halved)
 
 
 def train_here(folder: Path, *overrides: str) -> None:

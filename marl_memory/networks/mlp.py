@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+LARGE = 8192
+"""Elements from which on NumPy's tanh is used: PyTorch's takes ten times as long, but costs less to call."""
+
+
+class _Tanh(torch.autograd.Function):
+    """tanh of a tensor on the CPU, by NumPy; equal to PyTorch's but for the last digit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.from_numpy(np.tanh(x.detach().numpy()))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradient, y)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh ``[*S] → [*S]``."""
+    if x.numel() < LARGE or x.device.type != "cpu":
+        return torch.tanh(x)
+    return cast(Tensor, _Tanh.apply(x))
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
-    "tanh": torch.tanh,
+    "tanh": tanh,
     "elu": F.elu,
     "gelu": F.gelu,
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from marl_memory.networks.mlp import MLP, linear
+from marl_memory.networks.mlp import LARGE, MLP, linear, tanh
 
 PLAIN = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU}
 
@@ -107,3 +107,20 @@ def test_mistakes_are_named() -> None:
         made(activation="swish")
     with pytest.raises(ValueError, match="network.hidden"):
         made(hidden=(8, 0))
+
+
+@pytest.mark.parametrize("rows", [10, 200])  # fewer and more elements than LARGE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_torchs_with_its_gradient(rows: int, dtype: torch.dtype) -> None:
+    x = (3 * torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
+    x[0, :3] = torch.tensor([0.0, 50.0, -50.0])
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    assert (rows * 64 >= LARGE) == (rows == 200)
+    y = tanh(ours)
+    torch.testing.assert_close(y, torch.tanh(theirs), rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
+    weight = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (y * weight).sum().backward()
+    (torch.tanh(theirs) * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=4 * torch.finfo(dtype).eps)
+    with torch.no_grad():
+        assert not tanh(ours).requires_grad

@@ -372,7 +372,7 @@ def _least(values: Tensor, k: int) -> Tensor:
     if values.is_cuda or k == values.shape[-1]:
         return values.topk(k, largest=False, sorted=False).indices
     # NumPy partitions short rows in half the time.
-    return torch.from_numpy(np.argpartition(values.numpy(), k - 1, -1)[..., :k])
+    return torch.as_tensor(np.argpartition(values.numpy(), k - 1, -1)[..., :k])
 
 
 def _places(starts: Tensor, lengths: Tensor, count: int, none: int) -> Tensor:

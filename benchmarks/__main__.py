@@ -87,8 +87,17 @@ def record(rows: list[Row], limits: Bounds) -> dict[str, Any]:
     }
 
 
-def take(measure: Callable[[int], Iterator[Row]], repeats: int, limits: Bounds, rows: dict[str, Row]) -> bool:
-    """Measure, print, and put into ``rows`` what is new there or had missed its bound; whether a bound is missed."""
+def take(
+    measure: Callable[[int], Iterator[Row]],
+    repeats: int,
+    limits: Bounds,
+    rows: dict[str, Row],
+    keep: Callable[[], None],
+) -> bool:
+    """Measure, print, and put into ``rows`` what is new there or had missed its bound; whether a bound is missed.
+
+    ``keep`` is called after each row: who stops a long run has what it measured.
+    """
     names = []
     for row in measure(repeats):
         names.append(row.name)
@@ -98,6 +107,7 @@ def take(measure: Callable[[int], Iterator[Row]], repeats: int, limits: Bounds, 
             row.earlier = [*before.earlier, before.value]
         rows[row.name] = row
         print(line(row, limits[row.name]), flush=True)
+        keep()
     return any(missed(rows[name], limits[name]) for name in names)
 
 
@@ -125,13 +135,17 @@ def main() -> int:
     print(f"torch threads 1, cores {os.cpu_count()}, load average {os.getloadavg()}", flush=True)
     measures = [measure for name in options.groups or known for measure in known[name]]
     rows: dict[str, Row] = {}
+
+    def keep() -> None:
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            found = record(list(rows.values()), limits)
+            options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
     for attempt in range(1 + options.again):
-        measures = [measure for measure in measures if take(measure, options.repeats, limits, rows)]
+        measures = [measure for measure in measures if take(measure, options.repeats, limits, rows, keep)]
         if measures and attempt < options.again:
             print(f"measured again: {', '.join(name for name, row in rows.items() if missed(row, limits[name]))}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record(list(rows.values()), limits), indent=1, ensure_ascii=False) + "\n")
     failed = [name for name, row in rows.items() if missed(row, limits[name])]
     print(f"{len(failed)} of {len(rows)} bounds missed" + "".join(f"\n  {name}" for name in failed))
     return 1 if failed else 0

@@ -98,7 +98,10 @@ def test_what_misses_its_bound_is_measured_again() -> None:
         yield from (Row(name, [next(values)] * repeats) for name, values in figures.items())
 
     limits, rows = {name: {"most": 1.0} for name in figures}, {}
-    assert [table.take(measure, 3, limits, rows) for _ in range(3)] == [True, True, False]
+    kept: list[list[float]] = []
+    keep = lambda: kept.append([row.value for row in rows.values()])  # noqa: E731
+    assert [table.take(measure, 3, limits, rows, keep) for _ in range(3)] == [True, True, False]
+    assert kept[-1] == [row.value for row in rows.values()]
     assert (rows["slow"].value, rows["slow"].earlier) == (0.9, [2.0, 1.5])
     assert (rows["fine"].value, rows["fine"].earlier) == (0.5, [])
 

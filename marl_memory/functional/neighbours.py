@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from marl_memory.functional.linear import linear
+
 # Elements of one block of scores on a CPU: 2 MiB of float32 stay in a core's caches between the product and the
 # minima.  Larger blocks gain nothing; a GPU wants few, large kernels.
 BLOCK = 2**19
@@ -330,7 +332,8 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
     toward = torch.cat([(queries - centre) * -2, queries.new_ones(g, q, 1)], -1)
     size = max((BLOCK_CUDA if rows.is_cuda else BLOCK) // (g * max(q, 1)) // group, WIDTH) * group
     minima = rows.new_empty(g, q, -(-n // group))
-    memory = rows.new_empty(g * q * min(size, n))  # one for all blocks: fresh pages cost as much as the product
+    # One for all blocks: fresh pages cost as much as the product.
+    memory = rows.new_empty(g * q * min(size, n) if g > 1 else 0)
     members: list[Tensor] = []
     first = 0
     for start in range(0, n, size):
@@ -341,8 +344,11 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
         norms = some.square().sum(-1, keepdim=True)
         if away is not None:
             norms.masked_fill_(away, torch.inf)
-        into = memory[: g * q * some.shape[1]].view(g, q, some.shape[1])
-        scores = torch.bmm(toward, torch.cat([some, norms], -1).mT, out=into)
+        there = torch.cat([some, norms], -1)
+        if g == 1:  # the fastest product, which takes its own memory
+            scores = linear(toward[0], there[0]).unsqueeze(0)
+        else:
+            scores = torch.bmm(toward, there.mT, out=memory[: g * q * some.shape[1]].view(g, q, some.shape[1]))
         if short := -scores.shape[2] % group:
             scores = pad(scores, (0, short), value=torch.inf)
         columns = scores.shape[2] // group

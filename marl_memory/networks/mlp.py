@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from marl_memory.functional.linear import linear as affine
+
 LARGE = 8192
 """Elements from which on NumPy's tanh is used: PyTorch's takes ten times as long, but costs less to call."""
 
@@ -145,7 +147,7 @@ class MLP(nn.Module):
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
             # One bank, without the call of a module: at a few rows that costs as much as the product.
-            rows = F.linear(rows, layer.weight, layer.bias) if self.banks == 1 else layer(rows)  # type: ignore[arg-type]
+            rows = affine(rows, layer.weight, layer.bias) if self.banks == 1 else layer(rows)  # type: ignore[arg-type]
         if self.banks > 1:
             rows = rows.transpose(0, 1)
         return rows.reshape(*batch, rows.shape[-1])

@@ -129,7 +129,7 @@ class Simulator:
         self.game = HeuristicEnemySMAX(scenario=_scenarios()[arguments.pop("map")], **arguments)
         self.cpu = jax.devices("cpu")[0]
         self.spec = _task_spec(options, self.game)
-        self._layouts: dict[int, Any] = {}
+        self._layouts: dict[tuple[int, int], Any] = {}
         self.start = jax.jit(jax.vmap(jax.random.PRNGKey))
         self.observe = jax.jit(self._observe)
         self.reset = jax.jit(self._reset)
@@ -156,15 +156,22 @@ class Simulator:
 
     def unpack(self, floats: Any, bools: Any) -> dict[str, Tensor]:
         """Name and shape the views of two packed arrays (no copy); each entry is contiguous."""
-        layout = self._layouts.get(len(bools))
+        return self._unpack(floats, bools, 1)[0]
+
+    def unpack_both(self, floats: Any, bools: Any) -> list[dict[str, Tensor]]:
+        """The same of what `step_and_reset` returns: what the step showed, and what to act on."""
+        return self._unpack(floats, bools, 2)
+
+    def _unpack(self, floats: Any, bools: Any, times: int) -> list[dict[str, Tensor]]:
+        layout = self._layouts.get((len(bools), times))
         if layout is None:
-            layout = self._layouts[len(bools)] = _layout(self.spec, len(bools))
-        entries: dict[str, Tensor] = {}
-        for array, (names, shapes, sizes) in zip((floats, bools), layout, strict=True):
+            layout = self._layouts[len(bools), times] = _layout(self.spec, len(bools) // times, times)
+        entries: list[dict[str, Tensor]] = [{} for _ in range(times)]
+        for array, (places, sizes) in zip((floats, bools), layout, strict=True):
             # JAX may compute in the background: PyTorch may look only at what is ready.
             parts = torch.from_dlpack(array.block_until_ready()).split_with_sizes(sizes)
-            for name, shape, part in zip(names, shapes, parts, strict=True):
-                entries[name] = part.view(shape)
+            for (time, name, shape), part in zip(places, parts, strict=True):
+                entries[time][name] = part.view(shape)
         return entries
 
     def _observe(self, carry: Any) -> tuple[Any, Any]:
@@ -183,8 +190,8 @@ class Simulator:
         carry, shown = self._advance(carry, actions)
         return carry, *_pack(shown)
 
-    def _step_and_reset(self, carry: Any, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """A step, then a reset where an episode ended: the carry, what the step showed, what to act on.
+    def _step_and_reset(self, carry: Any, actions: Any) -> tuple[Any, Any, Any]:
+        """A step, then a reset where an episode ended: the carry, and what the step showed with what to act on.
 
         Only a few battles end at a step: they begin anew a handful at a time, which is less work than all N with most
         of it thrown away.
@@ -204,7 +211,7 @@ class Simulator:
             return carry, seen, waiting.at[rows].set(False, mode="drop")
 
         carry, following, _ = jax.lax.while_loop(lambda loop: loop[2].any(), begin_some, (carry, shown, shown["done"]))
-        return carry, *_pack(shown), *_pack(following)
+        return carry, *_pack(shown, following)
 
     def _new(self, keys: Any) -> Any:
         """A new battle for every key: the carry of its start."""
@@ -404,7 +411,7 @@ class SmaxVector(AgentsEnv):
         if chosen[0]:
             self._before = None
         self._carry, floats, bools = self.simulator.reset(self._carry, chosen)
-        return self._entries(floats, bools, reward=False)
+        return self._entries(self.simulator.unpack(floats, bools), reward=False)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """One step of every battle: the entries of time t + 1."""
@@ -412,7 +419,7 @@ class SmaxVector(AgentsEnv):
         if self._drawn:
             self._before = self._carry, actions
         self._carry, floats, bools = self.simulator.step(self._carry, actions)
-        return self._entries(floats, bools, reward=True)
+        return self._entries(self.simulator.unpack(floats, bools), reward=True)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, in one jitted call."""
@@ -420,8 +427,9 @@ class SmaxVector(AgentsEnv):
         if self._drawn:
             self._before = self._carry, actions
         self._carry, *packed = self.simulator.step_and_reset(self._carry, actions)
-        tensordict.set("next", self._entries(*packed[:2], reward=True))
-        return tensordict, self._entries(*packed[2:], reward=False)
+        shown, following = self.simulator.unpack_both(*packed)
+        tensordict.set("next", self._entries(shown, reward=True))
+        return tensordict, self._entries(following, reward=False)
 
     def frames(self) -> list[np.ndarray]:
         """Pictures of battle 0, ``[480, 480, 3]`` uint8: the 8 ticks of its last step; its state at the start, and
@@ -460,7 +468,7 @@ class SmaxVector(AgentsEnv):
                 raise ValueError(f"leaf_{i:02d} of the snapshot is not {leaf.shape}: it is not of {wanted}")
             arrays.append(jax.device_put(saved.cpu().numpy().view(leaf.dtype).copy(), self.simulator.cpu))
         self._carry, self._started, self._before = jax.tree.unflatten(tree, arrays), True, None
-        return self._entries(*self.simulator.observe(self._carry), reward=False)
+        return self._entries(self.simulator.unpack(*self.simulator.observe(self._carry)), reward=False)
 
     def _actions(self, tensordict: TensorDictBase) -> np.ndarray:
         """``[N, A]`` int32 (JAX has no int64 here)."""
@@ -472,8 +480,7 @@ class SmaxVector(AgentsEnv):
             raise ValueError(f"actions from {low} to {high}: there are {self.task_spec.action_size}, from 0")
         return action.astype(np.int32)
 
-    def _entries(self, floats: Any, bools: Any, reward: bool) -> TensorDict:
-        seen = self.simulator.unpack(floats, bools)
+    def _entries(self, seen: dict[str, Tensor], *, reward: bool) -> TensorDict:
         names = ("observation", "action_mask", "alive", "discount") + (("reward",) if reward else ())
         group = assemble({name: seen[name] for name in names}, self._agents_size)
         rest = {name: seen[name] for name in ("state", "done", "terminated", "truncated", "success")}
@@ -531,8 +538,11 @@ def _task_spec(options: Options, game: Any) -> TaskSpec:
     )
 
 
-def _layout(spec: TaskSpec, n_bools: int) -> tuple[tuple[tuple[str, ...], list[tuple[int, ...]], list[int]], ...]:
-    """Of the packed floats and of the packed bools (``n_bools`` of them): names, shapes and sizes, in their order."""
+def _layout(spec: TaskSpec, n_bools: int, times: int) -> list[tuple[list[tuple[int, str, tuple[int, ...]]], list[int]]]:
+    """Of the packed floats and of the packed bools: which of ``times`` each entry is of, its name, shape and size.
+
+    ``n_bools`` is how many bools there are of one time.
+    """
     a, p = spec.n_agents, spec.action_size
     n = n_bools // (a * p + a + 4)
     shapes: dict[str, tuple[int, ...]] = {
@@ -545,15 +555,15 @@ def _layout(spec: TaskSpec, n_bools: int) -> tuple[tuple[tuple[str, ...], list[t
     }
     layout = []
     for names in (FLOATS, BOOLS):
-        own = [shapes.get(name, (n, 1)) for name in names]
-        layout.append((names, own, [math.prod(shape) for shape in own]))
-    return tuple(layout)
+        places = [(time, name, shapes.get(name, (n, 1))) for time in range(times) for name in names]
+        layout.append((places, [math.prod(shape) for _, _, shape in places]))
+    return layout
 
 
-def _pack(shown: dict[str, Any]) -> tuple[Any, Any]:
-    """The entries as two flat arrays, in the order of `FLOATS` and of `BOOLS`."""
+def _pack(*shown: dict[str, Any]) -> tuple[Any, Any]:
+    """The entries as two flat arrays, in the order of `FLOATS` and of `BOOLS`, one of ``shown`` after the other."""
     join = _jax().numpy.concatenate
-    floats, bools = (join([shown[name].reshape(-1) for name in names]) for names in (FLOATS, BOOLS))
+    floats, bools = (join([one[name].reshape(-1) for one in shown for name in names]) for names in (FLOATS, BOOLS))
     return floats, bools
 
 

@@ -19,6 +19,11 @@ from marl_memory.functional.transport import gaussian_kl, gaussian_w2
 LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 """The logit of a forbidden action."""
 
+TINY = torch.finfo(torch.float32).tiny
+
+FEW = 256
+"""Logits up to which the calls of sampling cost more than its arithmetic."""
+
 
 class MaskedCategorical:
     """A categorical distribution over the allowed actions of each agent.
@@ -42,10 +47,18 @@ class MaskedCategorical:
         return self.logits.movedim(-1, 0)
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Actions ``[*B, A]`` int64 and their log-probabilities ``[*B, A]``.
+        """Actions ``[*B, A]`` int64 and their log-probabilities ``[*B, A]``."""
+        return (self._race if self.logits.numel() <= FEW else self._invert)(generator)
 
-        By inversion: the first action whose cumulated weight exceeds u times their sum.
-        """
+    def _race(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """An exponential clock for each action, as fast as it is probable: the first to ring. Fewest calls."""
+        log_probs = F.log_softmax(self.logits, -1)
+        clocks = torch.empty_like(log_probs).exponential_(generator=generator).clamp_(min=TINY)  # it may draw 0
+        action = (log_probs.exp() / clocks).argmax(-1, keepdim=True)
+        return action.squeeze(-1), log_probs.gather(-1, action).squeeze(-1)
+
+    def _invert(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The first action whose cumulated weight exceeds u times their sum. Fewest random numbers."""
         probs = torch.softmax(self._actions_first(), 0)
         cumulated = probs.cumsum(0)
         total = cumulated[-1]

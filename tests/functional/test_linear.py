@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from marl_memory.functional import linear as module
 from marl_memory.functional.linear import linear
 
-ROWS, FAN_IN, FAN_OUT = 300, 70, 60  # 1.26 million multiplications
+ROWS, FAN_IN, FAN_OUT = 500, 120, 80  # 4.8 million multiplications
 
 pytestmark = pytest.mark.skipif(not module._ONEDNN, reason="this PyTorch comes without oneDNN")
 

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from torch import Generator, Tensor
 from torch.distributions import AffineTransform, Categorical, Normal, TanhTransform, TransformedDistribution
 
+from marl_memory.networks import distributions
 from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
 
 
@@ -45,6 +46,13 @@ def test_categorical_gradients_are_torchs() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.fixture(params=[0, 10**9], ids=["by inversion", "by a race"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Categoricals of any size draw in one way."""
+    monkeypatch.setattr(distributions, "FEW", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_categorical_draws_with_the_right_frequencies() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0])
     mask = torch.tensor([True, True, True, False, True])
@@ -58,6 +66,7 @@ def test_categorical_draws_with_the_right_frequencies() -> None:
     assert chisquare(counts[kept].numpy(), (expected / expected.sum() * draws).numpy()).pvalue > 1e-3
 
 
+@pytest.mark.usefixtures("either_way")
 def test_categorical_never_draws_a_forbidden_action() -> None:
     shape = (100_000, 1, 4)
     logits = torch.tensor([50.0, -60.0, 30.0, -80.0]).expand(shape)  # the forbidden ones would be sure
@@ -66,6 +75,14 @@ def test_categorical_never_draws_a_forbidden_action() -> None:
     assert set(action.unique().tolist()) <= {1, 3}
 
 
+def test_a_clock_of_zero_does_not_ring_for_a_forbidden_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "exponential_", lambda self, generator: self.zero_())
+    mask = torch.tensor([False, True, False, True]).expand(10, 1, 4)
+    action = MaskedCategorical(torch.zeros(10, 1, 4), mask).sample(seeded())[0]
+    assert set(action.unique().tolist()) <= {1, 3}
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("make", [lambda: MaskedCategorical(*random_masked()), lambda: squashed()])
 def test_a_sample_comes_with_its_log_probability(make: Callable[[], Distribution]) -> None:
     distribution = make()

@@ -138,6 +138,7 @@ class PPO(OnPolicyAlgorithm):
             init_generator=Generator().manual_seed(derive_seed(seed, "actor", "init")),
             seed=derive_seed(seed, "actor", "sample"),
         )
+        self.actor.densities = not spec.continuous  # those are computed for a whole batch in `compute_advantages`
         self.critic = Critic(
             spec,
             network,
@@ -155,10 +156,11 @@ class PPO(OnPolicyAlgorithm):
 
     @property
     def learn_entries(self) -> Entries:
-        """``learn_reward``, values, ``advantage`` and ``value_target``: ``[A, 1]`` each."""
-        k = self.keys
+        """``learn_reward``, values, ``advantage`` and ``value_target``: ``[A, 1]`` each; ``log_prob`` ``[A]``."""
+        k, a = self.keys, self.spec.n_agents
         entries = (k.learn_reward, k.value_output, k.value, k.next_value, k.advantage, k.value_target)
-        return dict.fromkeys(entries, Entry((self.spec.n_agents, 1)))
+        late = {} if self.actor.densities else {k.log_prob: Entry((a,))}
+        return {**dict.fromkeys(entries, Entry((a, 1))), **late}
 
     @property
     def offers(self) -> set[tuple[str, ...]]:
@@ -192,11 +194,15 @@ class PPO(OnPolicyAlgorithm):
 
     @torch.no_grad()
     def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
-        """Write values, `gae` advantages and λ-return targets; take the targets into the value normaliser."""
+        """Write values, `gae` advantages and λ-return targets, and what is known of the policy that acted."""
         k, alive = self.keys, batch.get(self.keys.alive)
-        if (asked := batch.get(k.policy("log_probs")[:-1], None)) is not None:
-            for name, parameter in self.actor.distribution(batch).parameters.items():
-                asked.get(name).copy_(parameter)
+        asked = batch.get(k.policy("log_probs")[:-1], None)
+        if asked is not None or not self.actor.densities:
+            acted = self.actor.distribution(batch)
+            if asked is not None:
+                asked.update_(acted.parameters)
+            if not self.actor.densities:
+                batch.get(k.log_prob).copy_(acted.log_prob(batch.get(k.action)))
         output = self.critic(batch)
         value = self._team_value(self._denormalise(output), alive)
         next_value = self._next_values(batch, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from marl_memory.functional.neighbours import InvertedLists, assign, fit_centroids, invert, nearest, nearest_listed
+from marl_memory.functional.neighbours import InvertedLists, assign, fit_centroids, invert, nearest_listed
 
 SEARCHES = ("exact", "lists")
 
@@ -103,10 +103,3 @@ class Lists(nn.Module):
         for name in ("pieces", "numbers", "offsets"):
             getattr(self, name).copy_(getattr(made, name))
         self.counts[0] = 0
-
-
-def search(rows: Tensor, valid: Tensor, index: Lists | None, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Squared distances and numbers ``[G, R, k]`` of the nearest ``valid`` ``[G, N]`` ``rows`` ``[G, N, F]``."""
-    if index is not None and index.ready:
-        return index.nearest(queries, rows, k)
-    return nearest(queries, rows, k, valid=valid)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from marl_memory.functional.neighbours import nearest
-from marl_memory.memory.index import SEARCHES, Lists, search
+from marl_memory.memory.index import SEARCHES, Lists
 from marl_memory.memory.policies import Fifo, Merge, Policy, SimHash
 
 POLICIES = ("merge", "fifo", "simhash")
@@ -228,8 +228,15 @@ class RingStore(nn.Module):
 
     def nearest_scaled(self, keys: Tensor, k: int) -> Neighbours:
         """The k rows nearest to ``keys`` ``[G, R, F]``, which are scaled already."""
-        squared, rows = search(self.scaled, self.mass.amax(-1) > 0, self.index, keys, k)
+        if self.index is not None and self.index.ready:
+            squared, rows = self.index.nearest(keys, self.scaled, k)
+        else:
+            squared, rows = nearest(keys, self.scaled, k, valid=self._in_use())
         return Neighbours(rows, squared)
+
+    def _in_use(self) -> Tensor | None:
+        """``[G, N]`` bool: rows that hold something; None where all do."""
+        return None if bool((self.held == self.rows).all()) else self.mass.amax(-1) > 0
 
     def measured_at(self, keys: Tensor, rows: Tensor) -> Neighbours:
         """Rows ``[G, R, K]`` in the order of their distances to ``keys`` ``[G, R, F]``; empty ones lie at infinity."""
@@ -238,7 +245,7 @@ class RingStore(nn.Module):
         squared, order = squared.sort(-1)
         return Neighbours(rows.gather(-1, order), squared)
 
-    def weights(self, found: Neighbours, numbers: Tensor | None = None) -> Tensor:
+    def weights(self, found: Neighbours, numbers: Tensor | None = None, mass: Tensor | None = None) -> Tensor:
         """$w_i$ ``[G, R, K, S]`` of neighbours: similarity × age decay × mass.
 
         0 beyond 3h, and where the neighbour is the query's own row.
@@ -246,6 +253,7 @@ class RingStore(nn.Module):
         Args:
             found: what `nearest` gave.
             numbers: ``[G, R]`` int64, the numbers of the queries' own rows; None: they are not in the store.
+            mass: ``[G, R, K, S]`` of the neighbours, where it was taken already.
         """
         reach = self.bandwidth.square().view(-1, 1, 1)
         age = self.now - self.take(self.time, found.rows)
@@ -253,7 +261,7 @@ class RingStore(nn.Module):
         if numbers is not None:
             near &= self.take(self.numbers, found.rows) != numbers.unsqueeze(-1)
         gate = torch.where(near, torch.exp(-found.squared / (2 * reach) - self.decay * age), 0.0)
-        return gate.unsqueeze(-1) * self.take(self.mass, found.rows)
+        return gate.unsqueeze(-1) * (self.take(self.mass, found.rows) if mass is None else mass)
 
     def take(self, entry: Tensor, index: Tensor) -> Tensor:
         """Rows ``[G, R, K, …]`` of an entry ``[G, N, …]`` at ``index`` ``[G, R, K]``."""

@@ -154,16 +154,13 @@ class Trace(nn.Module):
             found = self.kept.nearest(store, keys, numbers)
         put(td, self.rows_key, self._to_rows(found.rows, td))
         put(td, self.squared_key, self._to_rows(found.squared, td))
-        weights = store.weights(found, numbers)
+        values = store.take(store.values, found.rows)
+        payload, mass = values[..., :-2], values[..., -1]
+        weights = store.weights(found, numbers, mass)
         if not bool(ready.all()):
             weights = weights * ready.view(-1, 1, 1, 1)
         squared = (found.squared / store.bandwidth.square().view(-1, 1, 1)).unsqueeze(-1)
-        return Neighbourhood(
-            store.take(store.payload, found.rows),
-            weights,
-            store.take(store.mass, found.rows).clamp(min=1),
-            torch.where(weights > 0, squared, 0.0),
-        )
+        return Neighbourhood(payload, weights, mass.clamp(min=1), torch.where(weights > 0, squared, 0.0))
 
     @torch.no_grad()
     def write(self, td: TensorDictBase, payload: Tensor) -> None:

@@ -75,7 +75,8 @@ class Actor(TensorDictModuleBase):
     """π(a_i | o_i) for every agent: masked categorical on discrete tasks, tanh-normal on continuous ones.
 
     Reads ``observation`` (and ``action_mask``), writes ``action`` and ``log_prob`` (see `Keys` for shapes).  It samples
-    from a generator of its own; with ``greedy=True`` it takes the mode and draws nothing.
+    from a generator of its own; with ``greedy=True`` it takes the mode and draws nothing.  ``densities=False`` leaves
+    ``log_prob`` to whoever has many rows at once: of a few squashed Gaussians it costs more than the action.
 
     Args:
         spec: the task.
@@ -100,7 +101,7 @@ class Actor(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         keys = spec.keys
-        self.spec, self.keys, self.greedy = spec, keys, False
+        self.spec, self.keys, self.greedy, self.densities = spec, keys, False, True
         inputs = [keys.observation] if spec.continuous else [keys.observation, keys.action_mask]
         self.in_keys: list[Any] = inputs  # TensorDict keys: names or paths of names
         self.out_keys: list[Any] = [keys.action, keys.log_prob]
@@ -135,13 +136,17 @@ class Actor(TensorDictModuleBase):
 
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
-        """Choose actions; sets ``action`` and ``log_prob``."""
-        distribution = self.distribution(td)
+        """Choose actions; sets ``action`` and, with ``densities``, ``log_prob``."""
+        distribution, log_prob = self.distribution(td), None
         if self.greedy:
-            action, log_prob = distribution.mode, distribution.log_prob(distribution.mode)
-        else:
+            action = distribution.mode
+            log_prob = distribution.log_prob(action) if self.densities else None
+        elif self.densities:
             action, log_prob = distribution.sample(self.generator)
+        else:
+            action = distribution.draw(self.generator)
         agents = td.get(self.keys.group)  # by a path a name takes half as long again to be set
         agents.set(self.keys.action[-1], action)
-        agents.set(self.keys.log_prob[-1], log_prob)
+        if log_prob is not None:
+            agents.set(self.keys.log_prob[-1], log_prob)
         return td

@@ -46,6 +46,10 @@ class MaskedCategorical:
         """``[P, *B, A]``: over a short last dimension a softmax goes row by row, which takes ten times as long."""
         return self.logits.movedim(-1, 0)
 
+    def draw(self, generator: Generator) -> Tensor:
+        """Actions ``[*B, A]`` int64."""
+        return self.sample(generator)[0]
+
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """Actions ``[*B, A]`` int64 and their log-probabilities ``[*B, A]``."""
         return (self._race if self.logits.numel() <= FEW else self._invert)(generator)
@@ -170,9 +174,13 @@ class TanhNormal:
         """``[*B, A, P]``, before squashing."""
         return self.log_scale.exp().expand_as(self.loc)
 
+    def draw(self, generator: Generator) -> Tensor:
+        """Actions ``[*B, A, P]``."""
+        return self.box.squash(torch.addcmul(self.loc, self.log_scale.exp(), self._noise(generator)))
+
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """Actions ``[*B, A, P]`` and their log-densities ``[*B, A]``."""
-        action = self.box.squash(torch.addcmul(self.loc, self.log_scale.exp(), self._noise(generator)))
+        action = self.draw(generator)
         return action, self.log_prob(action)
 
     @property

@@ -110,6 +110,7 @@ def synthetic(
         mask = chance(0.6, a, ACTIONS)
         mask[..., 0] = True
         batch.set(K.action_mask, mask)
+    algorithm.actor.densities = True  # this batch comes with densities, which are changed below
     algorithm.actor(batch)
     batch.get(K.log_prob).add_(0.3 * normal(a))
     for key, entry in algorithm.learn_entries.items():
@@ -474,6 +475,23 @@ def test_constant_learning_rate() -> None:
 def test_values_out_of_range_are_named(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"algorithm\.{key}={value}"):
         learner(**{key: value})
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_densities_left_to_the_batch_are_those_of_the_policy_that_acted(normalise: bool) -> None:
+    algorithm = learner(task(continuous=True), normalise_observations=normalise)
+    assert not algorithm.actor.densities and K.log_prob in algorithm.learn_entries
+    assert learner().actor.densities and K.log_prob not in learner().learn_entries
+    updated(algorithm, synthetic(algorithm, 0))  # the statistics of observations are no longer those of the start
+    batch = synthetic(algorithm, 1)
+    algorithm.actor.densities = False
+    acted = algorithm.actor.distribution(batch).log_prob(batch.get(K.action)).detach()
+    assert not torch.allclose(batch.get(K.log_prob), acted)
+    algorithm.derive_rewards(batch)
+    algorithm.compute_advantages(batch)
+    assert torch.equal(batch.get(K.log_prob), acted)
+    row = algorithm.actor(batch[0, 0].exclude(K.log_prob))
+    assert row.get(K.log_prob, None) is None
 
 
 def test_more_minibatches_than_rows_are_named() -> None:

@@ -27,6 +27,8 @@ WIDTH = 32
 # torch.topk is about three times faster a column on a CPU where there are 64 columns for each one sought.
 TOPK_COLUMNS = 64
 GROUP = 16
+# The same among the groups' minima, where the least of few are found in a fraction of the time of the least of many.
+SECOND_GROUP = 8
 # Rows of a list that are read together: gathering row by row takes three times as long.
 PIECE = 8
 
@@ -362,13 +364,13 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
 def _smallest(values: Tensor, k: int) -> Tensor:
     """Where the k smallest of ``[G, Q, M]`` stand, ``[G, Q, k]``, in no order; in two stages again where M is large."""
     g, q, m = values.shape
-    columns = m // GROUP
-    if columns < max(TOPK_COLUMNS // 4, 1) * k:
+    columns = m // SECOND_GROUP
+    if m < 2 * SECOND_GROUP * k:
         return _least(values, k)
-    whole = values[..., : columns * GROUP].reshape(g, q, GROUP, columns)
+    whole = values[..., : columns * SECOND_GROUP].reshape(g, q, SECOND_GROUP, columns)
     chosen = _smallest(whole.amin(2), k)
-    steps = torch.arange(GROUP, device=values.device) * columns
-    tail = torch.arange(columns * GROUP, m, device=values.device).expand(g, q, -1)
+    steps = torch.arange(SECOND_GROUP, device=values.device) * columns
+    tail = torch.arange(columns * SECOND_GROUP, m, device=values.device).expand(g, q, -1)
     places = torch.cat([(chosen.unsqueeze(-1) + steps).flatten(-2), tail], -1)
     return places.gather(-1, _least(values.gather(-1, places), k))
 
@@ -407,7 +409,7 @@ def _closest(queries: Tensor, near: Tensor, k: int, missing: Tensor | None = Non
     distance = torch.cdist(at, near.flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist").view(shape)
     if missing is not None:
         distance.masked_fill_(missing, torch.inf)
-    place = _least(distance, k)
+    place = _smallest(distance, k)
     found, order = distance.gather(-1, place).sort(-1)
     return found.square_(), place.gather(-1, order)
 

@@ -30,9 +30,9 @@ class RunningMean(nn.Module):
 
     def update(self, x: Tensor, counts: Tensor) -> None:
         """Take in ``x`` ``[*shape]`` where it ``counts`` ``[*shape]`` and is finite."""
-        share = (1 - FORGET) * (counts & x.isfinite()).to(x.dtype)
-        self.sum.addcmul_(share, torch.where(share > 0, x, 0.0) - self.sum)
-        self.seen.addcmul_(share, 1 - self.seen)
+        taken = counts & (x.abs() < torch.inf)
+        self.sum.lerp_(torch.where(taken, x, self.sum), 1 - FORGET)
+        self.seen.lerp_(torch.where(taken, 1.0, self.seen), 1 - FORGET)
 
     @property
     def value(self) -> Tensor:
@@ -64,23 +64,23 @@ class FixedPointGate(nn.Module):
         super().__init__()
         if not 0 < slope <= 1:
             raise ValueError(f"gate_slope={slope!r} must lie in (0, 1]")
-        self.scope, self.slope, self.gamma = scope, slope, gamma
-        self.target_square = RunningMean(scope.banks, scope.payloads)
-        self.reward_square = RunningMean(scope.banks, scope.payloads)
+        self.scope, self.slope = scope, slope
+        self.squares = RunningMean(scope.banks, scope.payloads, 2)  # of targets and rewards
+        self.horizons: Tensor
+        self.register_buffer("horizons", torch.tensor([1.0, 1 / max(1 - gamma, 1e-6)]), persistent=False)
 
     def update(self, td: TensorDictBase) -> None:
         """Take in value targets and rewards of the living."""
         keys, live = self.scope.key_names, self.scope.living(td.get(self.scope.key_names.alive))
-        count = live.sum(1)
-        for mean, key in ((self.target_square, keys.value_target), (self.reward_square, keys.learn_reward)):
-            total = self.scope.totals(td.get(key)[..., 0].square(), live)
-            mean.update(total / count.clamp(min=1), count > 0)
+        both = torch.cat([td.get(keys.value_target)[..., :1], td.get(keys.learn_reward)[..., :1]], -1)
+        count = live.sum(1).unsqueeze(-1)
+        self.squares.update(self.scope.totals(both.square(), live, trailing=1) / count.clamp(min=1), count > 0)
 
     @property
     def scale(self) -> Tensor:
         """S of every agent, ``[A]``."""
-        floor = self.reward_square.value.sqrt() / max(1 - self.gamma, 1e-6)
-        return self.scope.per_agent(torch.maximum(self.target_square.value.sqrt(), floor).clamp(min=TINY))
+        largest = (self.squares.value.sqrt() * self.horizons).amax(-1)
+        return self.scope.per_agent(largest.clamp(min=TINY))
 
     def forward(self, error: Tensor, around: Tensor, weight: Tensor) -> Tensor:
         """The gate ``[*B, A]``.
@@ -95,5 +95,4 @@ class FixedPointGate(nn.Module):
 
     def clear(self) -> None:
         """Forget everything."""
-        self.target_square.clear()
-        self.reward_square.clear()
+        self.squares.clear()

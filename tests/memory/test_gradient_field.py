@@ -229,7 +229,7 @@ ERROR = (0.3 + 0.2 * W1 - 0.6 * W2) / (1 + W)
 def test_two_neighbours_by_hand_under_the_rule_of_mass(slope: float, reward_scale: float) -> None:
     memory = two_neighbours(beta=0.8, mass_half=1.5, gate_slope=slope, strength=0.5)
     assert memory.gate is not None
-    memory.gate.reward_square.sum.fill_(reward_scale**2 * float(memory.gate.reward_square.seen))
+    memory.gate.squares.sum[..., 1] = reward_scale**2 * memory.gate.squares.seen[..., 1]
     td = memory(batch(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.0, 1.0]]]), error=0.3))
     size = max(4.0, reward_scale / 0.01)  # targets of 4, or rewards over 1 − γ
     beta = 0.8 * 0.5 * W / (W + 1.5) * slope * abs(ERROR) / size

@@ -32,6 +32,7 @@ LEARNERS = {
         network=partial(MLP, hidden=(64, 64), activation="tanh"),
         entropy_coef=0.0,
         value_coef=0.5,
+        value_clip=None,
         lr=3e-4,
         lr_final=3e-4,
         max_grad_norm=0.5,

@@ -128,6 +128,7 @@ def test_wheel_trains_from_an_unrelated_folder(wheel: Path, tmp_path: Path) -> N
         assert Path(line).is_relative_to(site)
 
     command = tmp_path / "venv" / "bin" / "marl-memory"
-    overrides = ("env=toy/masked_duel", "algorithm=ippo", "training.total_frames=2000")
+    sizes = ("training.total_frames=2048", "training.n_envs=8", "training.steps=128")
+    overrides = ("env=toy/masked_duel", "algorithm=ippo", *sizes)
     run(command, "train", *overrides, cwd=elsewhere)
     assert list(elsewhere.rglob("metrics.csv")), "no run was written where the command was given"

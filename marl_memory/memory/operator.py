@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from marl_memory.keys import Entries
+from marl_memory.keys import Entries, Keys
 
 
 class Stage(Enum):
@@ -138,6 +138,13 @@ class Memory:
         for operator in self.operators.values():
             entries |= operator.asks | operator.entries
         return entries
+
+    @property
+    def reads(self) -> list[Any]:
+        """Entries of environments and policies that the operators read: a replay has to keep them."""
+        keys = (key for operator in self.operators.values() for key in (*operator.in_keys, *operator.write_keys))
+        roots = {key: key if isinstance(key, str) else key[0] for key in keys}
+        return [key for key, root in roots.items() if root not in (Keys.learn, Keys.row)]
 
     def set_progress(self, frames: int, progress: float) -> None:
         """See `MemoryOperator.set_progress`."""

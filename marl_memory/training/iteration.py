@@ -142,7 +142,7 @@ class OffPolicyIteration:
             capacity=settings.capacity,
             n_envs=env.n_envs,
             batch_size=settings.batch_size,
-            entries=algorithm.replay_keys,
+            entries=list(dict.fromkeys([*algorithm.replay_keys, *memory.reads])),
             learn_entries=algorithm.learn_entries | memory.entries,
             keys=env.task_spec.keys,
             seed=derive_seed(seed, "replay"),

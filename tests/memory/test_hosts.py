@@ -110,3 +110,9 @@ def test_memory_acts_in_every_scope_and_not_at_strength_0(
         idle, rows = run(tmp_path / f"{scope}_0", *options, *memory, f"scope={scope}", f"memory.{name}.strength=0")
         assert float(rows[-1][f"memory/{name}/rows"]) > 0
         assert all(torch.equal(p, idle[key]) for key, p in host.items())
+
+
+def test_states_are_replayed_for_a_memory_whose_host_reads_observations_only(tmp_path: Path) -> None:
+    options = ["env=toy/rendezvous", "algorithm=itd3", "scope=centralized", *SMALL, *OFF_POLICY, *GRADIENT]
+    _, rows = run(tmp_path / "run", *options)
+    assert_used(rows, "mnemo_gradient")

@@ -17,7 +17,7 @@ POLICIES = ("merge", "fifo", "simhash")
 RESERVOIR = 2048
 """Recent keys, as they were before any merging, from which scales and bandwidths are taken."""
 
-SAMPLE = 128
+SAMPLE = 256
 """How many rows a median is taken over."""
 
 LEAST_SCALE = 1e-3

@@ -501,7 +501,7 @@ def test_the_loss_is_weight_times_divergence_and_draws_the_policy_there(continuo
     memory(td)
     td.get(K.advantage).zero_()
     alive, weight = td.get(K.alive), td.get(memory.weight)
-    assert (weight[alive] > 0).float().mean() > 0.9
+    assert weight[alive].min() > 0
     assert (memory.weight[-1] == "w2_weight") == (divergence == "w2")
 
     def term() -> Tensor:

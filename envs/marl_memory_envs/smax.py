@@ -154,15 +154,11 @@ class Simulator:
         key, state = self._split(first[0])[1], first[1]
         return _jax().tree.map(lambda leaf: leaf[0], (key, state))
 
-    def unpack(self, floats: Any, bools: Any) -> dict[str, Tensor]:
-        """Name and shape the views of two packed arrays (no copy); each entry is contiguous."""
-        return self._unpack(floats, bools, 1)[0]
+    def unpack(self, floats: Any, bools: Any, times: int = 1) -> list[dict[str, Tensor]]:
+        """Name and shape the views of two packed arrays (no copy); each entry is contiguous.
 
-    def unpack_both(self, floats: Any, bools: Any) -> list[dict[str, Tensor]]:
-        """The same of what `step_and_reset` returns: what the step showed, and what to act on."""
-        return self._unpack(floats, bools, 2)
-
-    def _unpack(self, floats: Any, bools: Any, times: int) -> list[dict[str, Tensor]]:
+        `step_and_reset` packs two ``times``: what the step showed, and what to act on; the others one.
+        """
         layout = self._layouts.get((len(bools), times))
         if layout is None:
             layout = self._layouts[len(bools), times] = _layout(self.spec, len(bools) // times, times)
@@ -355,7 +351,7 @@ class Smax(ParallelEnv):
         """Nothing to release."""
 
     def _unpack(self, floats: Any, bools: Any) -> dict[str, np.ndarray]:
-        return {name: entry[0].numpy() for name, entry in self.simulator.unpack(floats, bools).items()}
+        return {name: entry[0].numpy() for name, entry in self.simulator.unpack(floats, bools)[0].items()}
 
     def _observations(self, agents: list[str]) -> dict[str, np.ndarray]:
         index = self.possible_agents.index
@@ -411,7 +407,7 @@ class SmaxVector(AgentsEnv):
         if chosen[0]:
             self._before = None
         self._carry, floats, bools = self.simulator.reset(self._carry, chosen)
-        return self._entries(self.simulator.unpack(floats, bools), reward=False)
+        return self._entries(*self.simulator.unpack(floats, bools), reward=False)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """One step of every battle: the entries of time t + 1."""
@@ -419,7 +415,7 @@ class SmaxVector(AgentsEnv):
         if self._drawn:
             self._before = self._carry, actions
         self._carry, floats, bools = self.simulator.step(self._carry, actions)
-        return self._entries(self.simulator.unpack(floats, bools), reward=True)
+        return self._entries(*self.simulator.unpack(floats, bools), reward=True)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `AgentsEnv`, in one jitted call."""
@@ -427,7 +423,7 @@ class SmaxVector(AgentsEnv):
         if self._drawn:
             self._before = self._carry, actions
         self._carry, *packed = self.simulator.step_and_reset(self._carry, actions)
-        shown, following = self.simulator.unpack_both(*packed)
+        shown, following = self.simulator.unpack(*packed, times=2)
         tensordict.set("next", self._entries(shown, reward=True))
         return tensordict, self._entries(following, reward=False)
 
@@ -468,7 +464,7 @@ class SmaxVector(AgentsEnv):
                 raise ValueError(f"leaf_{i:02d} of the snapshot is not {leaf.shape}: it is not of {wanted}")
             arrays.append(jax.device_put(saved.cpu().numpy().view(leaf.dtype).copy(), self.simulator.cpu))
         self._carry, self._started, self._before = jax.tree.unflatten(tree, arrays), True, None
-        return self._entries(self.simulator.unpack(*self.simulator.observe(self._carry)), reward=False)
+        return self._entries(*self.simulator.unpack(*self.simulator.observe(self._carry)), reward=False)
 
     def _actions(self, tensordict: TensorDictBase) -> np.ndarray:
         """``[N, A]`` int32 (JAX has no int64 here)."""

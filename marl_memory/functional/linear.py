@@ -61,10 +61,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    bias = None if bias is None else bias.contiguous()  # of this one it would read the wrong elements
-    return torch.ops.mkldnn._linear_pointwise(_rows(x), _rows(weight), bias, "none", [], "")
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x`` itself where its rows or its columns lie one after the other, as oneDNN reads them; else a copy."""
-    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
+    bias = (
+        None if bias is None else bias.contiguous()
+    )  # of x and weight it reads any layout
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

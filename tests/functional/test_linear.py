@@ -72,6 +72,9 @@ def test_only_the_derivatives_that_are_needed_are_computed(asked: list[torch.Siz
     x, weight, bias = operands()
     linear(x.detach(), weight, bias).sum().backward()
     assert x.grad is None and weight.grad is not None and len(asked) == 2
+    asked.clear()
+    linear(x, weight.detach(), bias.detach()).sum().backward()
+    assert x.grad is not None and len(asked) == 2
 
 
 @pytest.mark.parametrize("layout", ["transposed", "rows apart", "expanded"])
@@ -83,7 +86,7 @@ def test_operands_of_any_layout(layout: str) -> None:
         x = torch.stack([x, torch.full_like(x, torch.nan)], 1)[:, 0]
         weight = torch.stack([weight, torch.full_like(weight, torch.nan)], 2)[..., 0]
     else:
-        x, bias = x[:1].expand(ROWS, -1), bias[:1].expand(FAN_OUT)
+        x, weight, bias = x[:1].expand(ROWS, -1), weight[:, :1].expand(-1, FAN_IN), bias[:1].expand(FAN_OUT)
     near(linear(x, weight, bias), F.linear(x.double(), weight.double(), bias.double()))
 
 

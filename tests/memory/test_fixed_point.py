@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from marl_memory.functional.transport import categorical_barycenter
-from marl_memory.memory.fixed_point import FixedPointGate
+from marl_memory.memory.fixed_point import FixedPointGate, RunningMean
 from marl_memory.memory.scope import Scope
 from tests.memory.tasks import K, task
 
@@ -258,3 +259,12 @@ def test_a_memory_of_the_last_policies_needs_no_gate_and_a_frozen_one_must_fade(
     assert frozen[-1] > 4 and frozen[-1] > 0.999 * frozen[-2]
     assert refreshed[-1] < 0.05 and refreshed[-1] < 0.6 * refreshed[-2]
     assert faded[-1] < 0.005 and faded[-1] < 0.6 * faded[-2]
+
+
+def test_a_running_mean_leaves_out_what_is_not_finite_or_does_not_count() -> None:
+    mean = RunningMean(4)
+    everyone = torch.ones(4, dtype=torch.bool)
+    mean.update(torch.tensor([1.0, 2.0, 3.0, 4.0]), everyone)
+    mean.update(torch.tensor([5.0, math.nan, math.inf, 8.0]), torch.tensor([True, True, True, False]))
+    first = (0.99 * 1 + 5) / 1.99  # each as old as the writes behind it
+    torch.testing.assert_close(mean.value, torch.tensor([first, 2.0, 3.0, 4.0]))

@@ -61,7 +61,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    bias = (
-        None if bias is None else bias.contiguous()
-    )  # of x and weight it reads any layout
+    bias = None if bias is None else bias.contiguous()  # of x and weight it reads any layout
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

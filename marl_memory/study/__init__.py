@@ -1,0 +1,1 @@
+"""Ablation studies: arms × tasks × seeds, run by one command, and the report on them."""

@@ -1,4 +1,4 @@
-"""The command line: ``marl-memory train | resume | evaluate | plot | tasks | doctor``."""
+"""The command line: ``marl-memory train | resume | evaluate | plot | study | report | tasks | doctor``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments[:1] == ["train"]:
         _train(arguments[1:])
         return
+    if arguments[:1] == ["study"]:
+        _study(arguments[1:])
+        return
     parser = argparse.ArgumentParser(prog="marl-memory", description="Memory in multi-agent reinforcement learning.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train; takes Hydra overrides, e.g. env=smax/3m algorithm=mappo seed=1")
@@ -49,6 +52,12 @@ def main(argv: list[str] | None = None) -> None:
     plot.add_argument("--metric", action="append", default=[], help="a column of metrics.csv; once for each panel")
     plot.add_argument("--out", type=Path, default=Path("curves.png"), help="ends in .png, .pdf or .svg")
     plot.set_defaults(action=_plot)
+
+    commands.add_parser("study", help="run a study: arms × tasks × seeds, e.g. study=quick; run it again to go on")
+
+    report = commands.add_parser("report", help="tables, curves and statistics of a study, as a page")
+    report.add_argument("study", type=Path, metavar="STUDY", help="its folder")
+    report.set_defaults(action=_report)
 
     tasks = commands.add_parser("tasks", help="list the tasks, and which can run here")
     tasks.set_defaults(action=_tasks)
@@ -161,6 +170,21 @@ def _plot(options: argparse.Namespace) -> None:
     from marl_memory.training.plot import plot
 
     print(plot(options.runs, options.out, metrics=options.metric))
+
+
+def _study(words: list[str]) -> None:
+    """Plan, ask where somebody is there to answer, run, report."""
+    from marl_memory.study.command import study
+    from marl_memory.training.hydra_errors import raised_by_hydra
+
+    with _one_clear_error(), raised_by_hydra():
+        sys.exit(study(words))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from marl_memory.study.report import write_report
+
+    print(write_report(options.study))
 
 
 def _tasks(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from marl_memory.functional.transport import (
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.fixed_point import TINY, FixedPointGate
 from marl_memory.memory.join import JoinedRegion
-from marl_memory.memory.operator import MemoryOperator, Stage, check_positive, put
+from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.stock import StockEntries
 from marl_memory.memory.trace import Trace
 from marl_memory.spec import TaskSpec
@@ -183,6 +183,11 @@ class BarycenterRegion(MemoryOperator):
     def entries(self) -> Entries:
         """See `MemoryOperator.entries`."""
         return self._entries
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """See `MemoryOperator.payloads`."""
+        return self.trace.payloads
 
     def __len__(self) -> int:
         return len(self.trace.store)

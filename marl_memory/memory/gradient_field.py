@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.fixed_point import FORGET, TINY, FixedPointGate, RunningMean
-from marl_memory.memory.operator import MemoryOperator, Stage, check_positive, put
+from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.stock import StockEntries
 from marl_memory.memory.tap import ActionTap
 from marl_memory.memory.trace import Trace
@@ -221,6 +221,11 @@ class GradientField(MemoryOperator):
     def entries(self) -> Entries:
         """See `MemoryOperator.entries`."""
         return self._entries
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """See `MemoryOperator.payloads`."""
+        return self.trace.payloads
 
     def __len__(self) -> int:
         return len(self.trace.store)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase  # pyright: ignore[reportMissingTypeStubs]
@@ -30,6 +30,13 @@ class Stage(Enum):
         """Which of the library's hosts have it."""
         deterministic, stochastic = "ddpg, td3 and their team forms", "ppo, ippo and mappo"
         return {"gradient": deterministic, "region": stochastic, "replay": stochastic}.get(self.value, "all")
+
+
+class Payloads(NamedTuple):
+    """What single agents gave to a memory: held now, and the most that there is room for."""
+
+    held: int
+    most: int
 
 
 class MemoryOperator(TensorDictModuleBase):
@@ -98,6 +105,11 @@ class MemoryOperator(TensorDictModuleBase):
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """What the last ``forward`` on ``td`` did: rows used, neighbours found, effective strength, and more."""
         return {}
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """How much is held, in a unit that is the same for every scope; None where there is none."""
+        return None
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.kept import KeptNeighbours
-from marl_memory.memory.operator import check_positive, put
+from marl_memory.memory.operator import Payloads, check_positive, put
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.sketch import FourierSketch
 from marl_memory.memory.store import POLICIES as RING_POLICIES
@@ -124,6 +124,14 @@ class Trace(nn.Module):
             self.entries[self.squared_key] = Entry((*own, neighbours))
         k = spec.keys
         self.in_keys = [k.state if self.scope.joint else k.observation, k.alive, k.row]
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """See `MemoryOperator.payloads`; a sketch holds sums, and no payloads."""
+        if isinstance(self.store, FourierSketch):
+            return None
+        in_row = self.scope.payloads
+        return Payloads(int(self.store.held.sum()) * in_row, self.store.banks * self.store.rows * in_row)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -14,6 +14,8 @@ from marl_memory.training.checkpoint import write_atomically
 
 RECORD = "result.json"
 STUDY = "study.json"
+PLAN = "plan.json"
+"""The configuration of every run."""
 
 
 class DamagedRecordError(ValueError):
@@ -35,7 +37,7 @@ class Record:
         absolute: of the best policy, played anew for ten times the episodes of an evaluation: ``return``, and
             ``success`` where the task has it, one number an episode.
         digest: SHA-256 of the learner's parameters at the end.
-        costs: ``wall_seconds``, ``cpu_seconds``, ``frames_per_second`` (of collecting and learning), ``peak_bytes``
+        costs: ``wall_seconds``, ``frames_per_second`` (of collecting and learning), ``peak_bytes``
             (resident, of the process), ``memory_seconds`` (in operators), ``memory_bytes`` (of operators),
             ``memory_parameters`` (that operators add), ``rows`` and ``payloads`` (held at the end; payloads are
             counted in single agents).
@@ -134,8 +136,13 @@ def read_results(folder: Path) -> Results:
 
 def failure(run: Path) -> str | None:
     """What ended a run that failed."""
-    file = run.parent / f"{run.name}.failed.txt"
+    file = failure_file(run)
     return file.read_text().strip().splitlines()[-1] if file.exists() else None
+
+
+def failure_file(run: Path) -> Path:
+    """Beside the folder of a run: why it failed."""
+    return run.parent / f"{run.name}.failed.txt"
 
 
 def sha256(file: Path) -> str:

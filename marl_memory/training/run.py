@@ -93,6 +93,10 @@ class RunFolderError(ValueError):
     """A folder is not what was asked for: not a run, or already another run's."""
 
 
+class RunFolderBusyError(RunFolderError):
+    """Another process writes to the folder."""
+
+
 def make_env(config: Mapping[str, Any], n_envs: int, seed: int) -> TaskEnv:
     """The environments that ``config["env"]`` names."""
     return instantiate("env", config["env"], n_envs=n_envs, seed=seed)
@@ -403,7 +407,7 @@ def _claim(folder: Path) -> None:
     """Make sure that this is the only process writing to ``folder``, until it ends.
 
     Raises:
-        RunFolderError: if another process is at it.
+        RunFolderBusyError: if another process is at it.
     """
     path = (folder / ".lock").resolve()
     if path in _CLAIMED:
@@ -413,7 +417,7 @@ def _claim(folder: Path) -> None:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         stream.close()
-        raise RunFolderError(f"{folder} is being written by another process: wait for it, or stop it") from error
+        raise RunFolderBusyError(f"{folder} is being written by another process: wait for it, or stop it") from error
     _CLAIMED[path] = stream
 
 

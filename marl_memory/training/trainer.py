@@ -114,7 +114,7 @@ class Trainer:
     ) -> None:
         schedule.check_iteration(env.n_envs)
         self.frames_per_iteration = schedule.steps * env.n_envs
-        _check_stages(algorithm, memory)
+        check_stages(algorithm, memory)
         self.algorithm, self.memory = algorithm, memory
         self.evaluation_env, self.schedule = evaluation_env, schedule
         self.checkpoints, self.logger, self.seed = checkpoints, logger, seed
@@ -312,7 +312,8 @@ class Trainer:
         self.collector.load_state_dict(state["collector"])
 
 
-def _check_stages(algorithm: Algorithm, memory: Memory) -> None:
+def check_stages(algorithm: Algorithm, memory: Memory) -> None:
+    """Raise ValueError for an operator whose stage, or what it reads, this learner does not have."""
     for name, operator in memory.operators.items():
         if operator.stage.value not in algorithm.stages:
             known = ", ".join(sorted(algorithm.stages))

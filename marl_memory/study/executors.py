@@ -71,12 +71,13 @@ class RayRun:
     def poll(self) -> int | None:
         """Its exit status; None while it runs, or waits for its turn."""
         import ray
+        from ray.exceptions import RayError
 
         if not ray.wait([self.reference], timeout=0)[0]:
             return None
         try:
             return ray.get(self.reference)
-        except (ray.exceptions.RayError, KeyboardInterrupt):
+        except (RayError, KeyboardInterrupt):
             return ENDED_BADLY
 
     def stop(self) -> None:

@@ -111,13 +111,14 @@ def read_file(name: str, overrides: Sequence[str], words: Sequence[str]) -> Stud
 
 
 def _values(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """Keys and values, which are YAML: in Hydra's grammar a list could not hold overrides."""
+    from omegaconf import OmegaConf
 
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.get_key_element()
-        if override.is_sweep_override() or override.is_delete():
-            raise ConfigError(f"study.{override.input_line}: give one value, or a list in brackets")
-        yield key.lstrip("+"), override.value()
+    for word in overrides:
+        key, separator, _ = word.partition("=")
+        if not separator:
+            raise ConfigError(f"study.{word} must read study.KEY=VALUE")
+        yield key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value{word[len(key) :]}"]))["value"]  # pyright: ignore
 
 
 def _chosen(key: str, names: Sequence[str], known: Any) -> dict[str, Any]:

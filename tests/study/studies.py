@@ -34,7 +34,6 @@ arms:
   no_memory: ["memory=[]"]
   strength_0: ["memory.${operator}.strength=0.0"]
   shared: [scope=shared]
-  centralized: [scope=centralized]
 equal: [[no_memory, strength_0]]
 seeds: [0, 1]
 budget: 256

@@ -18,6 +18,7 @@ import torch
 from pettingzoo.test import parallel_api_test
 
 from marl_memory import cli
+from marl_memory.study.plan import check_builds, make_plan
 from marl_memory.training.checkpoint import CheckpointFolder
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import release
@@ -167,3 +168,10 @@ def test_the_trainer_works_without_hydra(tmp_path: Path, capsys: pytest.CaptureF
     runpy.run_path(str(EXAMPLES / "without_hydra.py"))["main"](tmp_path / "run", total_frames=1024)
     assert "finished at 1,024 frames" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"metrics.csv", "curve.png", "checkpoints"}
+
+
+def test_a_study_of_ones_own(user_folder: Path) -> None:
+    plan = make_plan(["study=critics", "--config-dir", str(user_folder / "study")])
+    assert len(plan.configs) == 3 * 2 * 2 * 5
+    check_builds(plan)
+    assert plan.study.baseline_of("shuffled+central") == "no_memory+central"

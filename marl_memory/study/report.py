@@ -1,2 +1,0 @@
-def write_report(folder):
-    return folder / "report/index.html"

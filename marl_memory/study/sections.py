@@ -1,0 +1,261 @@
+"""The sections of a report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from urllib.parse import quote
+
+from marl_memory.study.document import Block, Code, Column, Details, Heading, Items, Link, Table, Text
+from marl_memory.study.provenance import Provenance
+from marl_memory.study.results import Record, Results
+from marl_memory.study.summary import Panel, Summary
+from marl_memory.study.wording import NOTHING, decimals_for, number, verdict, write, write_chance
+
+METHODS = (
+    ("Score", "the metric's value in the evaluation at the end of a run: the last policy's."),
+    (
+        "Interquartile mean (IQM)",
+        "the mean of the runs of all tasks without the least and the greatest quarter of them (each rounded down to "
+        "whole runs).",
+    ),
+    (
+        "Interval",
+        "95 %, percentile bootstrap stratified by task: runs are drawn anew within each task, 10 000 times "
+        "(2 000 times for bands), from a fixed seed. It tells of seeds, not of tasks that were not played; "
+        "with five seeds it is rather too narrow.",
+    ),
+    (
+        "Difference",
+        "of interquartile means; runs of both arms with the same seed are drawn together, and only seeds that both "
+        "have count.",
+    ),
+    (
+        "Probability of improvement",
+        "that a run of one arm scores higher than a run of the other on the same task, ties by half, as a mean over "
+        "tasks (Mann–Whitney U divided by the number of pairs).",
+    ),
+    ("Performance profile", "for every score, the share of runs that score more."),
+    (
+        "Area under the curve",
+        "the mean height of the learning curve (trapezoid rule): greater where learning is faster.",
+    ),
+    (
+        "Absolute metric",
+        "that of the policy that evaluated best in a run, played anew for ten times the episodes of an evaluation.",
+    ),
+)
+
+REFERENCES = (
+    (
+        "Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021",
+        "2108.13264",
+    ),
+    (
+        "Gorsane et al., Towards a Standardised Performance Evaluation Protocol for Cooperative MARL, NeurIPS 2022",
+        "2209.10485",
+    ),
+)
+
+
+def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
+    """Arms in the rows: what they score, and how they compare with the baseline."""
+    baseline = summary.baseline
+    columns = [
+        Column("Arm", number=False),
+        Column("Runs"),
+        Column("IQM at the end"),
+        Column("Difference", "to baseline"),
+        Column("P(better)", "than baseline"),
+        Column("Interval says", number=False),
+        Column("Absolute metric", "IQM"),
+        Column("Area under curve", "IQM"),
+    ]
+    rows = []
+    for arm, estimates in panel.arms.items():
+        pair = None if baseline is None or arm == baseline else panel.pair(arm, baseline)
+        said = "baseline" if arm == baseline else NOTHING if baseline is None else verdict(pair)
+        rows.append(
+            (
+                arm,
+                " + ".join(str(n) for n in panel.runs[arm].values()),
+                write(estimates["final"]),
+                NOTHING if pair is None else write(pair.difference, sign=True),
+                NOTHING if pair is None else write_chance(pair.improvement),
+                said,
+                write(estimates.get("absolute")),
+                write(estimates.get("area")),
+            )
+        )
+    return Table(caption, columns, rows)
+
+
+def improvement_table(summary: Summary) -> Table:
+    """The probability of improvement of every arm over every other."""
+    arms = summary.arms
+    pairs = {(a, b): summary.overall.pair(a, b) for a in arms for b in arms if a != b}
+    rows = [
+        [a, *(write_chance(pair.improvement) if (pair := pairs.get((a, b))) is not None else NOTHING for b in arms)]
+        for a in arms
+    ]
+    columns = [Column("Row better than column", number=False), *(Column(arm) for arm in arms)]
+    return Table("Probability that a run of the row scores higher than one of the column", columns, rows)
+
+
+def cost_table(results: Results, summary: Summary) -> Table:
+    """Medians over the runs of each task and arm."""
+    columns = [
+        *([Column("Task", number=False)] if summary.several else []),
+        Column("Arm", number=False),
+        Column("Runs"),
+        Column("Wall-clock", "s"),
+        Column("× baseline"),
+        Column("Frames/s"),
+        Column("Peak memory", "MB"),
+        Column("In operators", "s"),
+        Column("Rows"),
+        Column("Agent payloads"),
+        Column("Operators hold", "MB"),
+        Column("Added parameters"),
+    ]
+    rows = []
+    for task in summary.tasks:
+        base = _costs(results, task, summary.study.baseline)
+        for arm in summary.study.arms:
+            runs = _costs(results, task, arm)
+            if not runs:
+                continue
+            wall, reference = _median(runs, "wall_seconds"), _median(base, "wall_seconds")
+            rows.append(
+                [
+                    *([task] if summary.several else []),
+                    arm,
+                    str(len(runs)),
+                    _three(wall),
+                    NOTHING if wall is None or not reference else f"{wall / reference:.2f}",
+                    _three(_median(runs, "frames_per_second")),
+                    _three(_median(runs, "peak_bytes"), 1e-6),
+                    _three(_median(runs, "memory_seconds")),
+                    _three(_median(runs, "rows")),
+                    _three(_median(runs, "payloads")),
+                    _three(_median(runs, "memory_bytes"), 1e-6),
+                    _three(_median(runs, "memory_parameters")),
+                ]
+            )
+    return Table("Median over the runs; MB are 10⁶ bytes", columns, rows)
+
+
+def _costs(results: Results, task: str, arm: str) -> list[Mapping[str, float]]:
+    return [record.costs for key, record in results.records.items() if key[:2] == (task, arm)]
+
+
+def _median(runs: Sequence[Mapping[str, float]], name: str) -> float | None:
+    values = [run[name] for run in runs if name in run]
+    return median(values) if values else None
+
+
+def _three(value: float | None, scale: float = 1.0) -> str:
+    """With three digits, whole numbers whole."""
+    if value is None:
+        return NOTHING
+    value *= scale
+    return number(value, 0 if value == int(value) or abs(value) >= 100 else decimals_for(abs(value) / 10))
+
+
+def arms_table(summary: Summary) -> Table:
+    """What each arm changes."""
+    study = summary.study
+    rows = [
+        (f"{arm} (baseline)" if arm == study.baseline else arm, " ".join(map(str, overrides)) or "nothing")
+        for arm, overrides in study.arms.items()
+    ]
+    return Table(
+        "What each arm changes of the configuration",
+        [Column("Arm", number=False), Column("Overrides", number=False)],
+        rows,
+    )
+
+
+def runs_table(results: Results, summary: Summary) -> Table:
+    """Every run, with links to what it left behind."""
+    columns = [
+        Column("Task", number=False),
+        Column("Arm", number=False),
+        Column("Seed"),
+        Column("Frames"),
+        Column("At the end"),
+        Column("Absolute"),
+        Column("Area"),
+        Column("Parameters", "SHA-256", number=False),
+        Column("Files, or why it is missing", number=False),
+    ]
+    rows = []
+    for task in summary.study.tasks:
+        width = summary.ranges[task][1] - summary.ranges[task][0] if task in summary.ranges else 0.0
+        decimals = decimals_for(width / 10)
+        for arm in summary.study.arms:
+            for seed in summary.study.seeds:
+                key = (task, arm, seed)
+                record, run = results.records.get(key), summary.runs.get(key)
+                scores = {} if run is None else run.scores
+                rows.append(
+                    (
+                        task,
+                        arm,
+                        str(seed),
+                        NOTHING if record is None else number(record.frames, 0),
+                        *(
+                            number(scores[name], decimals) if name in scores else NOTHING
+                            for name in ("final", "absolute", "area")
+                        ),
+                        NOTHING if record is None else record.digest[:8],
+                        summary.left_out.get(key) or _links(results, task, arm, seed, record),
+                    )
+                )
+    return Table("Every run of the study", columns, rows)
+
+
+def _links(results: Results, task: str, arm: str, seed: int, record: Record | None) -> Sequence[Link]:
+    folder = results.run_folder(task, arm, seed)
+    names = {"curve": "curve.png", "numbers": "metrics.csv", "configuration": "config.yaml", "run": "run.json"}
+    which = f"of {task}, {arm}, seed {seed}"
+    where = Path("..") / folder.relative_to(results.folder)
+    found = [Link("folder", f"{quote(where.as_posix())}/", f"Folder {which}")] if record is not None else []
+    return found + [
+        Link(text, quote((where / name).as_posix()), f"{name} {which}")
+        for text, name in names.items()
+        if (folder / name).exists()
+    ]
+
+
+def repeat(summary: Summary, made: Provenance) -> list[Block]:
+    """Versions, commands and seeds."""
+    study = summary.study
+    blocks: list[Block] = [Heading("Repeat it", "repeat")]
+    if made.command is not None:
+        blocks += [Text("The command that ran this study:"), Code(made.command)]
+    facts = [
+        ("Seeds", ", ".join(map(str, study.seeds))),
+        *((f"Task {task}", shlex.join(map(str, overrides)) or "nothing") for task, overrides in study.tasks.items()),
+    ]
+    if study.budget is not None:
+        facts.append(("Frames of each run", number(study.budget, 0)))
+    blocks.append(Items(facts))
+    if made.common:
+        columns = [Column("Package or setting", number=False), Column("Version or value", number=False)]
+        blocks.append(Table("What all runs were made with", columns, list(made.common.items())))
+    if made.runs:
+        lines = "\n".join(f"# {task}, {arm}, seed {seed}\n{text}" for (task, arm, seed), text in made.runs.items())
+        blocks.append(Details(f"Commands of the {len(made.runs)} single runs", [Code(lines)]))
+    return blocks
+
+
+def methods() -> list[Block]:
+    """What the words mean, and where they come from."""
+    return [
+        Heading("How to read this", "methods"),
+        Items(METHODS),
+        *(Link(title, f"https://arxiv.org/abs/{number}") for title, number in REFERENCES),
+    ]

@@ -1,0 +1,172 @@
+"""Numbers as a reader wants them, and the sentence that answers a study's question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from marl_memory.study.document import Answer
+from marl_memory.study.statistics import LEAST_RUNS, Estimate
+from marl_memory.study.summary import Pair, Summary
+
+NOTHING = "–"
+
+
+def number(value: float, decimals: int) -> str:
+    """With a minus sign, and thousands apart."""
+    text = f"{value:,.{decimals}f}"
+    if not text.strip("-0.,"):
+        text = text.lstrip("-")  # no minus before a zero
+    return text.replace("-", "−").replace(",", "\u202f")
+
+
+def decimals_for(width: float) -> int:
+    """So many that ``width`` has two digits."""
+    return min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 2
+
+
+def _decimals(estimate: Estimate) -> int:
+    if estimate.interval is None or estimate.interval[1] == estimate.interval[0]:
+        return decimals_for(abs(estimate.value) / 10)
+    return decimals_for(estimate.interval[1] - estimate.interval[0])
+
+
+def write(estimate: Estimate | None, *, sign: bool = False) -> str:
+    """As in ``1.3 [0.4, 2.2]``."""
+    if estimate is None:
+        return NOTHING
+    decimals = _decimals(estimate)
+    plus = "+" if sign and round(estimate.value, decimals) > 0 else ""
+    text = plus + number(estimate.value, decimals)
+    if estimate.interval is not None:
+        text += f" [{', '.join(number(end, decimals) for end in estimate.interval)}]"
+    return text
+
+
+def write_chance(estimate: Estimate | None) -> str:
+    """A probability with two decimals."""
+    if estimate is None:
+        return NOTHING
+    text = f"{estimate.value:.2f}"
+    return text if estimate.interval is None else f"{text} [{', '.join(f'{end:.2f}' for end in estimate.interval)}]"
+
+
+def verdict(pair: Pair | None) -> str:
+    """What an interval of a difference allows to say."""
+    if pair is None or pair.difference is None:
+        return "not comparable"
+    if pair.difference.interval is None:
+        return "too few seeds"
+    if not pair.difference.excludes(0.0):
+        return "not told apart"
+    return "above" if pair.difference.value > 0 else "below"
+
+
+def metric_name(summary: Summary) -> str:
+    """The metric, and whether it is on a common scale."""
+    return f"normalised {summary.study.metric}" if summary.several else summary.study.metric
+
+
+def count(numbers: Mapping[str, int] | Sequence[int], word: str) -> str:
+    """As in ``5 seeds``, or ``3 to 5 seeds`` where tasks differ."""
+    values = sorted(numbers.values() if isinstance(numbers, Mapping) else numbers)
+    if not values:
+        return f"no {word}"
+    few, many = values[0], values[-1]
+    text = str(few) if few == many else f"{few} to {many}"
+    return f"{text} {word}" if many == 1 else f"{text} {word}s"
+
+
+def answer(summary: Summary) -> Answer:
+    """One sentence with its uncertainty, then how each arm compares with the baseline."""
+    best = max(summary.arms, key=lambda arm: summary.overall.arms[arm]["final"].value)
+    where = f"On {next(iter(summary.tasks))}" if not summary.several else f"Over {len(summary.tasks)} tasks"
+    own = write(summary.overall.arms[best]["final"])
+    if summary.baseline is None:
+        sentence = (
+            f"{where}, {best} scores best, {own} ({metric_name(summary)}); "
+            f"the baseline {summary.study.baseline} has no finished run, so there is nothing to compare with."
+        )
+        return Answer(sentence)
+    if not summary.others:
+        return Answer(f"{where}, {best} scores {own} ({metric_name(summary)}); no other arm has a finished run.")
+    return Answer(_sentence(summary, best, where), _remarks(summary, best))
+
+
+def _sentence(summary: Summary, best: str, where: str) -> str:
+    """The best arm beside the baseline; where that is the best, the arm that comes nearest."""
+    baseline, several = summary.study.baseline, len(summary.others) > 1
+    arm = max(summary.others, key=lambda arm: summary.overall.arms[arm]["final"].value)
+    pair = summary.overall.pair(arm, baseline)
+    if pair is None or pair.difference is None:
+        return f"{where}, {best} scores best, but {arm} and {baseline} share no seed, so they can not be compared."
+    difference, seeds = pair.difference, _paired_seeds(summary, pair)
+    far = f"{write(Estimate(abs(difference.value), *_turned(difference)))} {_side(difference)} {baseline}"
+    unit = f"difference of interquartile means of {metric_name(summary)} over {seeds}"
+    if difference.interval is None:
+        return (
+            f"{where}, no difference can be told: {arm} is {far} ({unit}), "
+            f"but an interval takes {LEAST_RUNS} seeds on each task."
+        )
+    unit += ", with its 95 % interval"
+    if not difference.excludes(0.0):
+        told = (
+            f"no arm can be told from {baseline} as better"
+            if several
+            else f"{arm} and {baseline} can not be told apart"
+        )
+        of_them = f"the best of the others, {arm}," if several else arm
+        return f"{where}, {told} at {seeds}: {of_them} is {far} ({unit}); the interval includes 0."
+    if difference.value < 0:
+        lead = f"{baseline} is best: the nearest arm, {arm}, is" if several else f"{arm} is"
+    else:
+        lead = f"{arm} is best:" if several else f"{arm} is"
+    return f"{where}, {lead} {far} ({unit}); the interval excludes 0."
+
+
+def _paired_seeds(summary: Summary, pair: Pair) -> str:
+    """As in ``5 paired seeds on each of 2 tasks``."""
+    seeds, tasks = count(pair.seeds, "paired seed"), len(summary.tasks)
+    if len(pair.seeds) < tasks:
+        return f"{seeds} on {len(pair.seeds)} of {tasks} tasks"
+    return f"{seeds} on each of {tasks} tasks" if summary.several else seeds
+
+
+def _turned(difference: Estimate) -> tuple[float, ...]:
+    """Ends of the interval of the difference's size, in the direction that the sentence says."""
+    if difference.interval is None:
+        return ()
+    low, high = difference.interval
+    return (low, high) if difference.value >= 0 else (-high, -low)
+
+
+def _side(difference: Estimate) -> str:
+    return "above" if difference.value >= 0 else "below"
+
+
+def _remarks(summary: Summary, best: str) -> list[str]:
+    baseline = summary.study.baseline
+    by_verdict: dict[str, list[str]] = {}
+    for arm in summary.others:
+        by_verdict.setdefault(verdict(summary.overall.pair(arm, baseline)), []).append(arm)
+    compared = [
+        f"{', '.join(by_verdict[name])} ({words})"
+        for name, words in (
+            ("above", "interval above 0"),
+            ("below", "interval below 0"),
+            ("not told apart", "interval includes 0"),
+            ("too few seeds", "no interval: too few seeds"),
+            ("not comparable", "no common seed"),
+        )
+        if name in by_verdict
+    ]
+    found = [
+        f"Greatest interquartile mean: {best}, {write(summary.overall.arms[best]['final'])}.",
+        f"Compared with {baseline}: {'; '.join(compared)}.",
+    ]
+    if len(summary.others) > 1:
+        found.append(
+            f"{len(summary.others)} arms were compared with one baseline and the intervals are not corrected for that; "
+            "the arm that came out best was picked after the runs, which flatters it."
+        )
+    return found

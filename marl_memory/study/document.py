@@ -73,11 +73,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Key:
-    """One arm in the legend: its colour's number (None: the ink's), dashes as in SVG, and marker."""
+    """One arm in the legend: its colour's number (None: the ink's), dashes as in SVG, marker as in matplotlib."""
 
     arm: str
     colour: int | None
     dashes: str
+    marker: str
 
 
 @dataclass(frozen=True)

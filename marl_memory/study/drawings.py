@@ -26,7 +26,9 @@ from marl_memory.study.statistics import Estimate, iqm_band, profile_band
 from marl_memory.study.summary import Run, Summary
 from marl_memory.training.curve import YLABELS, Line, draw_panel
 
-CURVE_SIZE = (5.0, 3.3)
+CURVE_SIZE = (5.4, 3.5)
+FEW_ARMS, BAND_ALPHA = 3, 0.1
+"""Bands of more arms are fainter."""
 NAME_WIDTH = 26
 """Letters of an arm's name on one line of an axis."""
 
@@ -44,7 +46,14 @@ def curves(summary: Summary, styles: Mapping[str, Look], folder: Path) -> list[F
 
         def draw(axes: Any, palette: Palette, lines: Any = lines) -> None:
             drawn = [
-                Line(label=arm, x=frames, y=middle, band=band, style=_style(styles[arm], palette, len(frames)))
+                Line(
+                    label=arm,
+                    x=frames,
+                    y=middle,
+                    band=band,
+                    alpha=BAND_ALPHA if len(lines) > FEW_ARMS else 0.2,
+                    style=_style(styles[arm], palette, len(frames)),
+                )
                 for arm, (frames, middle, band) in lines.items()
             ]
             draw_panel(axes, summary.study.metric, drawn)
@@ -78,7 +87,7 @@ def _style(look: Look, palette: Palette, points: int) -> dict[str, Any]:
         "marker": look.marker,
         "markersize": 4,
         "markevery": max(1, points // MARKS),
-        "zorder": 3 if look.colour is None else 2,
+        "zorder": 2 if look.colour is None else 2.5,  # an arm that equals the baseline is seen upon it, dashed
     }
 
 
@@ -111,10 +120,10 @@ def intervals(
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", alpha=0.3, color=palette.names[MUTED])
         axes.set_axisbelow(True)
-        axes.set_xlabel(xlabel)
+        axes.set_xlabel(fill(xlabel, 32))
 
     lines = sum(fill(arm, NAME_WIDTH).count("\n") + 1 for arm in rows)
-    return make_figure(draw, file, title=title, alt=alt, size=(5.0, 0.8 + 0.34 * max(len(rows), lines * 0.7)))
+    return make_figure(draw, file, title=title, alt=alt, size=(4.5, 0.8 + 0.34 * max(len(rows), lines * 0.7)))
 
 
 def profile(summary: Summary, styles: Mapping[str, Look], file: Path, *, xlabel: str) -> Figure:
@@ -133,16 +142,19 @@ def profile(summary: Summary, styles: Mapping[str, Look], file: Path, *, xlabel:
                 linestyle=dashed(look),
                 linewidth=2.0 if look.colour is None else 1.5,
                 drawstyle="steps-post",
+                marker=look.marker,
+                markersize=4,
+                markevery=len(where) // MARKS,
             )
             if band is not None:
-                axes.fill_between(where, *band, color=colour, alpha=0.12, linewidth=0, step="post")
+                axes.fill_between(where, *band, color=colour, alpha=0.08, linewidth=0, step="post")
         axes.set(xlabel=xlabel, ylabel="share of runs above", ylim=(-0.02, 1.02), xlim=(where[0], where[-1]))
         axes.grid(alpha=0.3)
 
     return make_figure(
         draw,
         file,
-        title="Performance profile",
+        title="Share of runs above each score",
         alt="Share of runs whose score is greater than each value, one line for each arm",
         size=(5.6, 3.4),
         named={arm: styles[arm] for arm in lines},

@@ -56,7 +56,10 @@ def looks(arms: Sequence[str], baseline: str) -> dict[str, Look]:
 
 def legend(styles: Mapping[str, Look]) -> list[Key]:
     """Entries for the page's own legend."""
-    return [Key(arm, look.colour, " ".join(f"{part * 2:g}" for part in look.dashes)) for arm, look in styles.items()]
+    return [
+        Key(arm, look.colour, " ".join(f"{2 * part:g}" for part in look.dashes), look.marker)
+        for arm, look in styles.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _canvas(draw: Draw, palette: Palette, size: tuple[float, float]) -> Any:
     return figure
 
 
-def _settings(palette: Palette, salt: str) -> dict[str, Any]:
+def _settings(palette: Palette, salt: str) -> Any:
     """Those of matplotlib; text stays text, in the page's font, and is never taken for a formula."""
     ink, muted = palette.names[INK], palette.names[MUTED]
     return {

@@ -1,8 +1,8 @@
 """Results as marl-eval reads them.
 
-Its form is environment → task → algorithm → run → ``step_…`` and ``absolute_metrics``; each step has a ``step_count`` and a
-list of numbers for each metric, the absolute metrics have the same metrics.  It computes with arrays: every algorithm must
-have the same runs on every task, every run the same number of steps, and names of algorithms no comma.
+Its form is environment → task → algorithm → run → ``step_…`` and ``absolute_metrics``.  A step has a ``step_count`` and
+a list of numbers for each metric; the absolute metrics are the same metrics.  It computes with arrays: all algorithms
+must have the same runs on every task, and every run the same number of steps.  Names of algorithms may have no comma.
 """
 
 from __future__ import annotations

@@ -8,6 +8,18 @@ from importlib import resources
 from marl_memory.study import document as parts
 from marl_memory.study.document import Block, Cell, Document, Link
 
+MARKERS = {
+    "o": "M17 10a7 7 0 1 0 14 0a7 7 0 1 0-14 0z",
+    "s": "M18 4h12v12h-12z",
+    "^": "M24 2l8 15h-16z",
+    "D": "M24 2l8 8l-8 8l-8-8z",
+    "v": "M24 18l8-15h-16z",
+    "P": "M21 3h6v4h4v6h-4v4h-6v-4h-4v-6h4z",
+    "X": "M19 2l5 5l5-5l3 3l-5 5l5 5l-3 3l-5-5l-5 5l-3-3l5-5l-5-5z",
+    "p": "M24 2l8 6l-3 9h-10l-3-9z",
+}
+"""Paths of the legend's markers, named as in matplotlib."""
+
 
 def page(document: Document) -> str:
     """The page."""
@@ -33,7 +45,7 @@ def page(document: Document) -> str:
 </header>
 <main>
 {_blocks(before)}
-<nav aria-label="Sections" class="inside"><ul>{links}</ul></nav>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
 {_blocks(after)}
 </main>
 </body>
@@ -52,7 +64,7 @@ def _block(block: Block) -> str:
         case parts.Text(text, small):
             return f'<p class="small">{escape(text)}</p>' if small else f"<p>{escape(text)}</p>"
         case parts.Answer(sentence, remarks):
-            answer = f'<p class="sentence"><strong>{escape(sentence)}</strong></p>'
+            answer = f'<p class="sentence">{escape(sentence)}</p>'
             return f'<section class="answer" aria-label="Answer">{answer}{_list(remarks)}</section>'
         case parts.Notice(kind, title, items):
             return f'<section class="notice {kind}" role="note"><p>{escape(title)}</p>{_list(items)}</section>'
@@ -88,9 +100,10 @@ def _cell(cell: Cell) -> str:
 def _table(table: parts.Table) -> str:
     """In a box that scrolls by itself where it is too narrow."""
     looks = [' class="number"' if column.number else "" for column in table.columns]
+    units = [f"<small>{escape(column.unit)}</small>" if column.unit else "" for column in table.columns]
     head = "".join(
-        f'<th scope="col"{look}>{escape(column.title)}{f"<small>{escape(column.unit)}</small>" if column.unit else ""}</th>'
-        for column, look in zip(table.columns, looks, strict=True)
+        f'<th scope="col"{look}>{escape(column.title)}{unit}</th>'
+        for column, look, unit in zip(table.columns, looks, units, strict=True)
     )
     rows = "\n".join(
         f'<tr><th scope="row">{_cell(first)}</th>'
@@ -122,5 +135,5 @@ def _key(key: parts.Key) -> str:
     line = (
         f'stroke="{colour}" stroke-width="{5 if key.colour is None else 4}" stroke-dasharray="{key.dashes or "none"}"'
     )
-    drawn = f'<svg viewBox="0 0 42 16" aria-hidden="true"><line x1="0" y1="8" x2="42" y2="8" {line}/></svg>'
-    return f"<li>{drawn}{escape(key.arm)}</li>"
+    drawn = f'<line x1="0" y1="10" x2="48" y2="10" {line}/><path d="{MARKERS[key.marker]}" fill="{colour}"/>'
+    return f'<li><svg viewBox="0 0 48 20" aria-hidden="true">{drawn}</svg>{escape(key.arm)}</li>'

@@ -63,9 +63,11 @@ def provenance(results: Results) -> Provenance:
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     """What a run was made with; where it was resumed with another value, both."""
     found: dict[str, list[str]] = {}
+    session: Any
     for session in [run, *run.get("resumed", [])]:
-        for name, value in ({key: session.get(key) for key in SURROUNDINGS} | session.get("versions", {})).items():
-            values = found.setdefault(NAMES.get(name, name), [])
+        facts: dict[str, Any] = {key: session.get(key) for key in SURROUNDINGS}
+        for name, value in (facts | session.get("versions", {})).items():
+            values = found.setdefault(str(NAMES.get(name, name)), [])
             if value is not None and str(value) not in values:
                 values.append(str(value))
     return {name: ", then ".join(values) for name, values in found.items() if values}

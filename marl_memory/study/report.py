@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from marl_memory.study.checks import notices
-from marl_memory.study.document import Block, Document, Figures, Heading, Items, Text
+from marl_memory.study.document import Block, Column, Details, Document, Figures, Heading, Link, Table, Text
 from marl_memory.study.drawings import curves, intervals, profile
 from marl_memory.study.figures import Look, legend, looks
 from marl_memory.study.markdown import markdown
@@ -30,6 +30,9 @@ from marl_memory.study.wording import answer, count, metric_name, number
 from marl_memory.training.checkpoint import naming
 
 REPORT = "report"
+
+UNFOLDED = 20
+"""Runs whose table is shown without being asked for."""
 
 FILES = (
     ("results.csv", "every estimate with its interval; the same records give the same bytes"),
@@ -80,11 +83,12 @@ def build(results: Results, summary: Summary, figures: Path, left_out: list[str]
     finished = f"{len(summary.runs)} of {len(summary.runs) + len(summary.left_out)} runs"
     frames = sorted({record.frames for record in results.records.values()})
     spent = number(frames[0], 0) if len(frames) == 1 else f"{number(frames[0], 0)} to {number(frames[-1], 0)}"
+    sizes = {"arm": len(study.arms), "task": len(study.tasks), "seed": len(study.seeds)}
     subtitle = " · ".join(
         (
             f"Study {study.name}",
-            f"{count([len(study.arms)], 'arm')} × {count([len(study.tasks)], 'task')} × {count([len(study.seeds)], 'seed')}",
-            finished,
+            " × ".join(count([n], word) for word, n in sizes.items()),
+            f"{finished} finished",
             f"{spent} frames each",
             f"metric {study.metric}",
         )
@@ -105,14 +109,14 @@ def build(results: Results, summary: Summary, figures: Path, left_out: list[str]
         Heading("Probability of improvement", "improvement"),
         improvement_table(summary),
         Heading("Cost", "cost"),
-        cost_table(results, summary),
+        *(cost_table(results, summary, task) for task in summary.tasks),
         Heading("Arms", "arms"),
         arms_table(summary),
         Heading("Runs", "runs"),
-        runs_table(results, summary),
+        *_runs(results, summary),
         *repeat(summary, made),
         Heading("Files", "files"),
-        Items([(name, "; ".join([text, *left_out]) if name == "marl_eval.json" else text) for name, text in FILES]),
+        _files(left_out),
         *methods(),
     ]
     return Document(title=study.question, subtitle=subtitle, blocks=blocks)
@@ -146,7 +150,7 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
                 folder / "difference.png",
                 title=f"Difference to {summary.study.baseline}",
                 alt=f"Difference of each arm's interquartile mean to that of {summary.study.baseline}, paired by seeds",
-                xlabel=f"difference of {metric}",
+                xlabel="difference",
                 reference=0.0,
             )
         )
@@ -158,7 +162,7 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
                 folder / "improvement.png",
                 title=f"Probability of improvement over {summary.study.baseline}",
                 alt=f"Probability that a run of each arm scores higher than one of {summary.study.baseline}",
-                xlabel="probability",
+                xlabel="probability of a higher score",
                 reference=0.5,
                 within=(-0.03, 1.03),
             )
@@ -176,7 +180,7 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
     return [
         *blocks,
         Figures(found),
-        estimates_table(summary, overall, f"{metric} over {where}; 95 % intervals in brackets"),
+        estimates_table(summary, overall, f"{metric[0].upper()}{metric[1:]} over {where}; 95 % intervals in brackets"),
     ]
 
 
@@ -193,3 +197,19 @@ def _by_task(summary: Summary) -> list[Block]:
 def _profile(summary: Summary, styles: dict[str, Look], folder: Path) -> list[Block]:
     drawn = profile(summary, styles, folder / "profile.png", xlabel=f"score τ ({metric_name(summary)})")
     return [Heading("Performance profile", "profile"), Figures([drawn], legend(styles))]
+
+
+def _runs(results: Results, summary: Summary) -> list[Block]:
+    """A table for each task, folded away where it is long."""
+    tables = {task: runs_table(results, summary, task) for task in summary.study.tasks}
+    if sum(len(table.rows) for table in tables.values()) <= UNFOLDED:
+        return list(tables.values())
+    return [Details(f"{task}: {len(table.rows)} runs", [table]) for task, table in tables.items()]
+
+
+def _files(left_out: list[str]) -> Table:
+    """What lies beside the page."""
+    rows = [
+        (Link(name, name), "; ".join([text, *left_out]) if name == "marl_eval.json" else text) for name, text in FILES
+    ]
+    return Table("Beside this page", [Column("File", number=False), Column("Holds", number=False)], rows)

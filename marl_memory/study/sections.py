@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from urllib.parse import quote
@@ -11,8 +11,9 @@ from urllib.parse import quote
 from marl_memory.study.document import Block, Code, Column, Details, Heading, Items, Link, Table, Text
 from marl_memory.study.provenance import Provenance
 from marl_memory.study.results import Record, Results
-from marl_memory.study.summary import Panel, Summary
-from marl_memory.study.wording import NOTHING, decimals_for, number, verdict, write, write_chance
+from marl_memory.study.statistics import Estimate
+from marl_memory.study.summary import QUANTITIES, Panel, Summary
+from marl_memory.study.wording import NOTHING, common_decimals, decimals_for, number, verdict, write, write_chance
 
 METHODS = (
     ("Score", "the metric's value in the evaluation at the end of a run: the last policy's."),
@@ -73,23 +74,33 @@ def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
         Column("Absolute metric", "IQM"),
         Column("Area under curve", "IQM"),
     ]
+    pairs = {} if baseline is None else {arm: panel.pair(arm, baseline) for arm in panel.arms if arm != baseline}
+    differences = {arm: pair.difference for arm, pair in pairs.items() if pair is not None}
+    scores = {name: _column([found.get(name) for found in panel.arms.values()]) for name in QUANTITIES}
+    compared = dict(zip(differences, _column(differences.values(), sign=True), strict=True))
     rows = []
-    for arm, estimates in panel.arms.items():
-        pair = None if baseline is None or arm == baseline else panel.pair(arm, baseline)
-        said = "baseline" if arm == baseline else NOTHING if baseline is None else verdict(pair)
+    for i, arm in enumerate(panel.arms):
+        pair = pairs.get(arm)
         rows.append(
             (
                 arm,
                 " + ".join(str(n) for n in panel.runs[arm].values()),
-                write(estimates["final"]),
-                NOTHING if pair is None else write(pair.difference, sign=True),
+                scores["final"][i],
+                compared.get(arm, NOTHING),
                 NOTHING if pair is None else write_chance(pair.improvement),
-                said,
-                write(estimates.get("absolute")),
-                write(estimates.get("area")),
+                "baseline" if arm == baseline else NOTHING if baseline is None else verdict(pair),
+                scores["absolute"][i],
+                scores["area"][i],
             )
         )
     return Table(caption, columns, rows)
+
+
+def _column(estimates: Iterable[Estimate | None], *, sign: bool = False) -> list[str]:
+    """With the same decimals in every row."""
+    estimates = list(estimates)
+    decimals = common_decimals(estimates)
+    return [write(estimate, sign=sign, decimals=decimals) for estimate in estimates]
 
 
 def improvement_table(summary: Summary) -> Table:
@@ -104,33 +115,29 @@ def improvement_table(summary: Summary) -> Table:
     return Table("Probability that a run of the row scores higher than one of the column", columns, rows)
 
 
-def cost_table(results: Results, summary: Summary) -> Table:
-    """Medians over the runs of each task and arm."""
+def cost_table(results: Results, summary: Summary, task: str) -> Table:
+    """Medians over the runs of each arm."""
     columns = [
-        *([Column("Task", number=False)] if summary.several else []),
         Column("Arm", number=False),
         Column("Runs"),
         Column("Wall-clock", "s"),
-        Column("× baseline"),
-        Column("Frames/s"),
+        Column("Wall-clock", "× baseline"),
+        Column("Speed", "frames/s"),
         Column("Peak memory", "MB"),
-        Column("In operators", "s"),
-        Column("Rows"),
-        Column("Agent payloads"),
+        Column("Retrieval and writing", "s in operators"),
+        Column("Rows", "held"),
+        Column("Payloads", "single agents"),
         Column("Operators hold", "MB"),
-        Column("Added parameters"),
+        Column("Parameters", "added"),
     ]
     rows = []
-    for task in summary.tasks:
-        base = _costs(results, task, summary.study.baseline)
-        for arm in summary.study.arms:
-            runs = _costs(results, task, arm)
-            if not runs:
-                continue
-            wall, reference = _median(runs, "wall_seconds"), _median(base, "wall_seconds")
+    reference = _median(_costs(results, task, summary.study.baseline), "wall_seconds")
+    for arm in summary.study.arms:
+        runs = _costs(results, task, arm)
+        if runs:
+            wall = _median(runs, "wall_seconds")
             rows.append(
-                [
-                    *([task] if summary.several else []),
+                (
                     arm,
                     str(len(runs)),
                     _three(wall),
@@ -142,9 +149,9 @@ def cost_table(results: Results, summary: Summary) -> Table:
                     _three(_median(runs, "payloads")),
                     _three(_median(runs, "memory_bytes"), 1e-6),
                     _three(_median(runs, "memory_parameters")),
-                ]
+                )
             )
-    return Table("Median over the runs; MB are 10⁶ bytes", columns, rows)
+    return Table(f"{task}: median over the runs of an arm; MB are 10⁶ bytes", columns, rows)
 
 
 def _costs(results: Results, task: str, arm: str) -> list[Mapping[str, float]]:
@@ -178,10 +185,9 @@ def arms_table(summary: Summary) -> Table:
     )
 
 
-def runs_table(results: Results, summary: Summary) -> Table:
-    """Every run, with links to what it left behind."""
+def runs_table(results: Results, summary: Summary, task: str) -> Table:
+    """Every run of a task, with links to what it left behind."""
     columns = [
-        Column("Task", number=False),
         Column("Arm", number=False),
         Column("Seed"),
         Column("Frames"),
@@ -191,30 +197,25 @@ def runs_table(results: Results, summary: Summary) -> Table:
         Column("Parameters", "SHA-256", number=False),
         Column("Files, or why it is missing", number=False),
     ]
+    least, greatest = summary.ranges.get(task, (0.0, 0.0))
+    decimals = decimals_for((greatest - least) / 10)
     rows = []
-    for task in summary.study.tasks:
-        width = summary.ranges[task][1] - summary.ranges[task][0] if task in summary.ranges else 0.0
-        decimals = decimals_for(width / 10)
-        for arm in summary.study.arms:
-            for seed in summary.study.seeds:
-                key = (task, arm, seed)
-                record, run = results.records.get(key), summary.runs.get(key)
-                scores = {} if run is None else run.scores
-                rows.append(
-                    (
-                        task,
-                        arm,
-                        str(seed),
-                        NOTHING if record is None else number(record.frames, 0),
-                        *(
-                            number(scores[name], decimals) if name in scores else NOTHING
-                            for name in ("final", "absolute", "area")
-                        ),
-                        NOTHING if record is None else record.digest[:8],
-                        summary.left_out.get(key) or _links(results, task, arm, seed, record),
-                    )
+    for arm in summary.study.arms:
+        for seed in summary.study.seeds:
+            key = (task, arm, seed)
+            record, run = results.records.get(key), summary.runs.get(key)
+            scores = {} if run is None else run.scores
+            rows.append(
+                (
+                    arm,
+                    str(seed),
+                    NOTHING if record is None else number(record.frames, 0),
+                    *(number(scores[name], decimals) if name in scores else NOTHING for name in QUANTITIES),
+                    NOTHING if record is None else record.digest[:8],
+                    summary.left_out.get(key) or _links(results, task, arm, seed, record),
                 )
-    return Table("Every run of the study", columns, rows)
+            )
+    return Table(f"Every run on {task}: {summary.study.metric}", columns, rows)
 
 
 def _links(results: Results, task: str, arm: str, seed: int, record: Record | None) -> Sequence[Link]:

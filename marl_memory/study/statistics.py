@@ -1,7 +1,7 @@
 r"""What is said of many runs, and how sure it is: aggregates that single lucky seeds do not move, with intervals.
 
 A *sample* is one array of scores for each task, $x_t$ of shape ``[N_t]``, one score a run; the numbers of runs may
-differ between tasks.  Tasks are the strata of every bootstrap: runs are drawn anew, with replacement, within their task.
+differ between tasks.  Tasks are the strata of every bootstrap: runs are drawn anew, with replacement, within a task.
 Draws come from a fixed seed, so the same scores give the same interval, whatever else is computed.
 
 References:

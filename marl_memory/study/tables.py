@@ -1,4 +1,4 @@
-"""The tables of a report, for machines.  Only `costs_csv` holds what a repetition would not give again to the last digit."""
+"""The tables of a report, for machines.  Only `costs_csv` holds what a repetition does not give to the last digit."""
 
 from __future__ import annotations
 

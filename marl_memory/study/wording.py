@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 
 from marl_memory.study.document import Answer
 from marl_memory.study.statistics import LEAST_RUNS, Estimate
 from marl_memory.study.summary import Pair, Summary
 
 NOTHING = "–"
+SPACE = "\u00a0"
+"""One that does not break."""
+
+VERDICTS = {
+    "above": "Above {} (the interval lies above 0)",
+    "below": "Below {} (the interval lies below 0)",
+    "not told apart": "Not told apart from {} (the interval includes 0)",
+    "identical": "Identical to {} at every seed",
+    "too few seeds": "Beside {}, without an interval (too few seeds)",
+    "not comparable": "Without a seed in common with {}",
+}
+"""What an interval of a difference to the baseline allows to say."""
 
 
 def number(value: float, decimals: int) -> str:
@@ -31,24 +44,31 @@ def _decimals(estimate: Estimate) -> int:
     return decimals_for(estimate.interval[1] - estimate.interval[0])
 
 
-def write(estimate: Estimate | None, *, sign: bool = False) -> str:
-    """As in ``1.3 [0.4, 2.2]``."""
+def common_decimals(estimates: Iterable[Estimate | None]) -> int:
+    """For all numbers of a column."""
+    return round(median([_decimals(estimate) for estimate in estimates if estimate is not None] or [2]))
+
+
+def write(estimate: Estimate | None, *, sign: bool = False, decimals: int | None = None) -> str:
+    """As in ``1.3 [0.4, 2.2]``; by itself, with as many decimals as its interval bears."""
     if estimate is None:
         return NOTHING
-    decimals = _decimals(estimate)
+    decimals = _decimals(estimate) if decimals is None else decimals
     plus = "+" if sign and round(estimate.value, decimals) > 0 else ""
     text = plus + number(estimate.value, decimals)
-    if estimate.interval is not None:
-        text += f" [{', '.join(number(end, decimals) for end in estimate.interval)}]"
-    return text
+    return text + _brackets(estimate, lambda end: number(end, decimals))
 
 
 def write_chance(estimate: Estimate | None) -> str:
     """A probability with two decimals."""
     if estimate is None:
         return NOTHING
-    text = f"{estimate.value:.2f}"
-    return text if estimate.interval is None else f"{text} [{', '.join(f'{end:.2f}' for end in estimate.interval)}]"
+    return f"{estimate.value:.2f}" + _brackets(estimate, lambda end: f"{end:.2f}")
+
+
+def _brackets(estimate: Estimate, text: Callable[[float], str]) -> str:
+    """An interval, which no line's end breaks."""
+    return "" if estimate.interval is None else f"{SPACE}[{f',{SPACE}'.join(map(text, estimate.interval))}]"
 
 
 def verdict(pair: Pair | None) -> str:
@@ -57,6 +77,8 @@ def verdict(pair: Pair | None) -> str:
         return "not comparable"
     if pair.difference.interval is None:
         return "too few seeds"
+    if pair.difference.interval == (0.0, 0.0):
+        return "identical"
     if not pair.difference.excludes(0.0):
         return "not told apart"
     return "above" if pair.difference.value > 0 else "below"
@@ -149,21 +171,10 @@ def _remarks(summary: Summary, best: str) -> list[str]:
     by_verdict: dict[str, list[str]] = {}
     for arm in summary.others:
         by_verdict.setdefault(verdict(summary.overall.pair(arm, baseline)), []).append(arm)
-    compared = [
-        f"{', '.join(by_verdict[name])} ({words})"
-        for name, words in (
-            ("above", "interval above 0"),
-            ("below", "interval below 0"),
-            ("not told apart", "interval includes 0"),
-            ("too few seeds", "no interval: too few seeds"),
-            ("not comparable", "no common seed"),
-        )
-        if name in by_verdict
-    ]
-    found = [
-        f"Greatest interquartile mean: {best}, {write(summary.overall.arms[best]['final'])}.",
-        f"Compared with {baseline}: {'; '.join(compared)}.",
-    ]
+    found = [f"Greatest interquartile mean: {best}, {write(summary.overall.arms[best]['final'])}."]
+    for name, words in VERDICTS.items():
+        if name in by_verdict:
+            found.append(f"{words.format(baseline)}: {'; '.join(by_verdict[name])}.")
     if len(summary.others) > 1:
         found.append(
             f"{len(summary.others)} arms were compared with one baseline and the intervals are not corrected for that; "

@@ -21,6 +21,7 @@ class Study:
         metric: column of metrics.csv that answers the question; greater is better.
         budget: frames of every run; None: as each task's overrides say.
         equal: arms that must end in the same bits, in groups.
+        levels: where arms are crossed with something else, as ARM+LEVEL: what with.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Study:
     metric: str = "evaluation/return"
     budget: int | None = None
     equal: Sequence[Sequence[str]] = ()
+    levels: Sequence[str] = ()
+
+    def baseline_of(self, arm: str) -> str:
+        """What ``arm`` is compared with: the baseline, of the same level where arms have one."""
+        level = next((level for level in self.levels if arm.endswith(f"+{level}")), None)
+        return self.baseline if level is None else f"{self.baseline}+{level}"
 
     def to_dict(self) -> dict[str, Any]:
         """Made of what JSON has."""

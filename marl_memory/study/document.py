@@ -93,10 +93,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Drawings beside each other, under one legend; none if it is empty."""
+    """Drawings beside each other, under one legend; none if it is empty.  ``wide`` ones are two in a row at most."""
 
     figures: Sequence[Figure]
     legend: Sequence[Key] = ()
+    wide: bool = False
 
 
 @dataclass(frozen=True)

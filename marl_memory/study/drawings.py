@@ -27,48 +27,68 @@ from marl_memory.study.summary import Run, Summary
 from marl_memory.training.curve import YLABELS, Line, draw_panel
 
 CURVE_SIZE = (5.4, 3.5)
-FEW_ARMS, BAND_ALPHA = 3, 0.1
+FEW, FAINT = 3, 0.1
 """Bands of more arms are fainter."""
 NAME_WIDTH = 26
 """Letters of an arm's name on one line of an axis."""
 
 
 def curves(summary: Summary, styles: Mapping[str, Look], folder: Path) -> list[Figure]:
-    """A panel for each task: interquartile mean over seeds, in a band of its interval."""
+    """A panel for each task, and for each baseline there: interquartile mean over seeds, in a band of its interval."""
+    panels = {
+        (task, baseline): {
+            arm: _curve(runs)
+            for arm in summary.arms
+            if summary.study.baseline_of(arm) == baseline
+            and (runs := [run for key, run in summary.runs.items() if key[:2] == (task, arm)])
+        }
+        for task in summary.tasks
+        for baseline in summary.families
+    }
+    panels = {key: lines for key, lines in panels.items() if lines}
+    titles = {
+        (task, baseline): ", ".join([task, *([_level(summary, baseline)] if len(summary.families) > 1 else [])])
+        for task, baseline in panels
+    }
+    names = slugs(list(titles.values()))
     found = []
-    names = slugs(list(summary.tasks))
-    for task in summary.tasks:
-        lines = {}
-        for arm in summary.arms:
-            runs = [run for key, run in summary.runs.items() if key[:2] == (task, arm)]
-            if runs:
-                lines[arm] = _curve(runs)
+    for (task, baseline), lines in panels.items():
+        title = titles[task, baseline]
+        shown = [line for key, others in panels.items() if key[0] == task for line in others.values()]
+        ends = [end for line in shown for end in _ends(line)]
 
-        def draw(axes: Any, palette: Palette, lines: Any = lines) -> None:
+        def draw(axes: Any, palette: Palette, lines: Any = lines, ends: Any = ends) -> None:
+            alpha = FAINT if len(lines) > FEW else 0.2
             drawn = [
-                Line(
-                    label=arm,
-                    x=frames,
-                    y=middle,
-                    band=band,
-                    alpha=BAND_ALPHA if len(lines) > FEW_ARMS else 0.2,
-                    style=_style(styles[arm], palette, len(frames)),
-                )
-                for arm, (frames, middle, band) in lines.items()
+                Line(label=arm, x=x, y=y, band=band, alpha=alpha, style=_style(styles[arm], palette, len(x)))
+                for arm, (x, y, band) in lines.items()
             ]
             draw_panel(axes, summary.study.metric, drawn)
+            if not summary.study.metric.endswith("/success"):
+                axes.set_ylim(limits(ends))
 
         found.append(
             make_figure(
                 draw,
-                folder / f"curves_{names[task]}.png",
-                title=task,
-                alt=f"Learning curves on {task}: {_label(summary)} over environment steps, one line for each arm",
+                folder / f"curves_{names[title]}.png",
+                title=title,
+                alt=f"Learning curves on {title}: {_label(summary)} over environment steps, one line for each arm",
                 size=CURVE_SIZE,
                 named={arm: styles[arm] for arm in lines},
             )
         )
     return found
+
+
+def _level(summary: Summary, baseline: str) -> str:
+    return baseline.removeprefix(f"{summary.study.baseline}+")
+
+
+def _ends(line: tuple[Any, Any, Any]) -> Sequence[float]:
+    """The least and the greatest that a line shows."""
+    _, middle, band = line
+    low, high = (middle, middle) if band is None else band
+    return float(np.min([low, middle])), float(np.max([high, middle]))
 
 
 def _curve(runs: Sequence[Run]) -> tuple[Any, Any, Any]:
@@ -114,7 +134,7 @@ def intervals(
             axes.axvline(reference, color=palette.names[INK], linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         ends = [end for estimate in rows.values() for end in (estimate.value, *(estimate.interval or ()))]
         axes.set_xlim(*(within or limits([*ends, *([] if reference is None else [reference])])))
-        axes.set_yticks(range(len(rows)), [fill(arm, NAME_WIDTH) for arm in rows])
+        axes.set_yticks(range(len(rows)), [_broken(arm) for arm in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -122,7 +142,7 @@ def intervals(
         axes.set_axisbelow(True)
         axes.set_xlabel(fill(xlabel, 32))
 
-    lines = sum(fill(arm, NAME_WIDTH).count("\n") + 1 for arm in rows)
+    lines = sum(_broken(arm).count("\n") + 1 for arm in rows)
     return make_figure(draw, file, title=title, alt=alt, size=(4.5, 0.8 + 0.34 * max(len(rows), lines * 0.7)))
 
 
@@ -159,6 +179,12 @@ def profile(summary: Summary, styles: Mapping[str, Look], file: Path, *, xlabel:
         size=(5.6, 3.4),
         named={arm: styles[arm] for arm in lines},
     )
+
+
+def _broken(arm: str) -> str:
+    """An arm's name on an axis, on lines that are not too long."""
+    parts = [arm] if len(arm) <= NAME_WIDTH else arm.replace("+", "\n+").split("\n")
+    return "\n".join(fill(part, NAME_WIDTH) for part in parts)
 
 
 def _label(summary: Summary) -> str:

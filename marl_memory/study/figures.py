@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from marl_memory.study.definition import Study
 from marl_memory.study.document import Figure, Key
 from marl_memory.training.checkpoint import naming
 
@@ -41,17 +42,33 @@ class Look:
     marker: str
 
 
-def looks(arms: Sequence[str], baseline: str) -> dict[str, Look]:
-    """A look for each arm; they differ in colour and marker, and from the ninth on in dashes too."""
-    found, number = {}, 0
-    for arm in arms:
-        if arm == baseline:
-            found[arm] = Look(None, (), "o")
-            continue
-        dashes = DASHES[(number // len(SERIES) + number % 2) % len(DASHES)]
-        found[arm] = Look(number % len(SERIES), dashes, MARKERS[(number + 1) % len(MARKERS)])
-        number += 1
+def looks(study: Study) -> dict[str, Look]:
+    """A look for each arm.
+
+    Arms differ in colour and marker, every other one is dashed too.  Where they have levels, an arm looks the same at
+    each but for the dashes.
+    """
+    found: dict[str, Look] = {}
+    names = list(dict.fromkeys(_parts(study, arm)[0] for arm in study.arms))
+    coloured = [name for name in names if name != study.baseline]
+    for arm in study.arms:
+        name, level = _parts(study, arm)
+        number = coloured.index(name) if name in coloured else None
+        dashes = level if study.levels else 0 if number is None else number // len(SERIES) + number % 2
+        found[arm] = Look(
+            colour=None if number is None else number % len(SERIES),
+            dashes=DASHES[dashes % len(DASHES)],
+            marker=MARKERS[0 if number is None else (number + 1) % len(MARKERS)],
+        )
     return found
+
+
+def _parts(study: Study, arm: str) -> tuple[str, int]:
+    """An arm's name and the number of its level."""
+    for number, level in enumerate(study.levels):
+        if arm.endswith(f"+{level}"):
+            return arm.removesuffix(f"+{level}"), number
+    return arm, 0
 
 
 def legend(styles: Mapping[str, Look]) -> list[Key]:

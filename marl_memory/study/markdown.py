@@ -36,7 +36,7 @@ def _block(block: Block) -> str:
             return "\n".join(f"> {line}".rstrip() for line in lines)
         case parts.Table():
             return _table(block)
-        case parts.Figures(figures, _):
+        case parts.Figures(figures):
             return "\n\n".join(f"![{text(figure.alt)}]({figure.file})\n\n*{text(figure.title)}*" for figure in figures)
         case parts.Items(items):
             return "\n".join(f"- **{text(term)}**: {text(plain)}" for term, plain in items)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from marl_memory.study.definition import Study
+from marl_memory.study.provenance import read_json
 from marl_memory.study.results import Record, Results
 from marl_memory.study.summary import Key
 
@@ -24,26 +24,28 @@ def marl_eval(results: Results) -> tuple[dict[str, Any], list[str]]:
     A step holds the mean of an evaluation's episodes, as a list of one number; the absolute metrics hold one number for
     each of their ten times as many episodes.
     """
-    study = results.study
     usable, notes = _rectangle(results)
     metrics = _metrics(list(usable.values()))
     points = min((_points(record, metrics) for record in usable.values()), default=0)
     if any(_points(record, metrics) > points for record in usable.values()):
         notes.append(f"runs were evaluated a different number of times: the first {points} of each are there")
+    suites = {task: environment(results, task) for task in results.study.tasks}
     found: dict[str, Any] = {}
     for (task, arm, seed), record in usable.items():
-        algorithms = found.setdefault(environment(study, task), {}).setdefault(task, {})
+        algorithms = found.setdefault(suites[task], {}).setdefault(task, {})
         algorithms.setdefault(arm.replace(",", ";"), {})[f"seed_{seed}"] = _run(record, metrics, points)
     return (found if metrics else {}), notes if metrics else [*notes, "no metric has absolute values: it is empty"]
 
 
-def environment(study: Study, task: str) -> str:
-    """The suite of a task, as in ``env=mpe/simple_spread``; the study's name where its overrides do not tell."""
-    for override in study.tasks[task]:
-        key, _, value = str(override).partition("=")
-        if key.lstrip("+") == "env" and "/" in value:
-            return value.partition("/")[0]
-    return study.name
+def environment(results: Results, task: str) -> str:
+    """The suite of a task, as in ``mpe/simple_spread``; the study's name where a run's task has no suite."""
+    for key in results.records:
+        if key[0] == task:
+            described = read_json(results.run_folder(*key) / "run.json").get("task") or {}
+            suite, separator, _ = str(described.get("name", "")).partition("/")
+            if separator:
+                return suite
+    return results.study.name
 
 
 def _rectangle(results: Results) -> tuple[dict[Key, Record], list[str]]:

@@ -127,7 +127,7 @@ def _figures(block: parts.Figures) -> str:
         found.append(f"<figure><figcaption>{escape(figure.title)}{png}</figcaption>\n{svg}\n</figure>")
     keys = "".join(_key(key) for key in block.legend)
     legend = f'<ul class="legend" aria-label="Legend">{keys}</ul>\n' if keys else ""
-    return f'{legend}<div class="figures">\n' + "\n".join(found) + "\n</div>"
+    return f'{legend}<div class="figures{" wide" * block.wide}">\n' + "\n".join(found) + "\n</div>"
 
 
 def _key(key: parts.Key) -> str:

@@ -37,7 +37,7 @@ class Provenance:
 
 def provenance(results: Results) -> Provenance:
     """What the files of a study and its runs tell."""
-    described = {key: _read(results.run_folder(*key) / "run.json") for key in results.records}
+    described = {key: read_json(results.run_folder(*key) / "run.json") for key in results.records}
     facts = {key: _facts(run) for key, run in described.items() if run}
     names = list(dict.fromkeys(name for fact in facts.values() for name in fact))
     common, differences = {}, []
@@ -52,7 +52,7 @@ def provenance(results: Results) -> Provenance:
             differences.append(f"{name}: " + ", ".join(f"{value} in {n} runs" for value, n in values.items()))
     commands = {key: _command(run.get("command")) for key, run in described.items() if run}
     return Provenance(
-        command=_command(_read(results.folder / STUDY).get("command")),
+        command=_command(read_json(results.folder / STUDY).get("command")),
         runs={key: command for key, command in commands.items() if command},
         common=common,
         differences=differences,
@@ -81,7 +81,7 @@ def _command(words: Any) -> str | None:
     )  # the first has a space of its own
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Of a JSON file, or nothing: a report is drawn without it."""
     try:
         found = json.loads(file.read_text())

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from marl_memory.study.checks import notices
-from marl_memory.study.document import Block, Column, Details, Document, Figures, Heading, Link, Table, Text
+from marl_memory.study.document import Block, Column, Details, Document, Figures, Heading, Key, Link, Table, Text
 from marl_memory.study.drawings import curves, intervals, profile
 from marl_memory.study.figures import Look, legend, looks
 from marl_memory.study.markdown import markdown
@@ -79,7 +79,8 @@ def write_report(folder: Path) -> Path:
 def build(results: Results, summary: Summary, figures: Path, left_out: list[str]) -> Document:
     """The report, with its figures drawn to the folder ``figures``."""
     study, made = summary.study, provenance(results)
-    styles = looks(summary.arms, study.baseline)
+    styles = looks(study)
+    shown = legend({arm: styles[arm] for arm in summary.arms})
     finished = f"{len(summary.runs)} of {len(summary.runs) + len(summary.left_out)} runs"
     frames = sorted({record.frames for record in results.records.values()})
     spent = number(frames[0], 0) if len(frames) == 1 else f"{number(frames[0], 0)} to {number(frames[-1], 0)}"
@@ -103,9 +104,9 @@ def build(results: Results, summary: Summary, figures: Path, left_out: list[str]
             "seeds); greedy evaluations. Environment steps count frames of all environments.",
             small=True,
         ),
-        Figures(curves(summary, styles, figures), legend(styles)),
+        Figures(curves(summary, styles, figures), shown, wide=True),
         *_by_task(summary),
-        *_profile(summary, styles, figures),
+        *_profile(summary, styles, figures, shown),
         Heading("Probability of improvement", "improvement"),
         improvement_table(summary),
         Heading("Cost", "cost"),
@@ -135,7 +136,8 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
             xlabel=metric,
         )
     ]
-    pairs = {arm: overall.pair(arm, summary.study.baseline) for arm in summary.others}
+    pairs = {arm: summary.beside_baseline(overall, arm) for arm in summary.others}
+    baseline = summary.study.baseline if len(summary.families) == 1 else "the baseline of each level"
     differences = {
         arm: pair.difference for arm, pair in pairs.items() if pair is not None and pair.difference is not None
     }
@@ -148,8 +150,8 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
                 differences,
                 styles,
                 folder / "difference.png",
-                title=f"Difference to {summary.study.baseline}",
-                alt=f"Difference of each arm's interquartile mean to that of {summary.study.baseline}, paired by seeds",
+                title=f"Difference to {baseline}",
+                alt=f"Difference of each arm's interquartile mean to that of {baseline}, paired by seeds",
                 xlabel="difference",
                 reference=0.0,
             )
@@ -160,8 +162,8 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
                 chances,
                 styles,
                 folder / "improvement.png",
-                title=f"Probability of improvement over {summary.study.baseline}",
-                alt=f"Probability that a run of each arm scores higher than one of {summary.study.baseline}",
+                title=f"Probability of improvement over {baseline}",
+                alt=f"Probability that a run of each arm scores higher than one of {baseline}",
                 xlabel="probability of a higher score",
                 reference=0.5,
                 within=(-0.03, 1.03),
@@ -194,9 +196,9 @@ def _by_task(summary: Summary) -> list[Block]:
     return [Heading("Each task", "tasks"), *tables]
 
 
-def _profile(summary: Summary, styles: dict[str, Look], folder: Path) -> list[Block]:
+def _profile(summary: Summary, styles: dict[str, Look], folder: Path, shown: list[Key]) -> list[Block]:
     drawn = profile(summary, styles, folder / "profile.png", xlabel=f"score τ ({metric_name(summary)})")
-    return [Heading("Performance profile", "profile"), Figures([drawn], legend(styles))]
+    return [Heading("Performance profile", "profile"), Figures([drawn], shown, wide=True)]
 
 
 def _runs(results: Results, summary: Summary) -> list[Block]:

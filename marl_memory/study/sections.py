@@ -63,7 +63,6 @@ REFERENCES = (
 
 def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
     """Arms in the rows: what they score, and how they compare with the baseline."""
-    baseline = summary.baseline
     columns = [
         Column("Arm", number=False),
         Column("Runs"),
@@ -74,7 +73,7 @@ def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
         Column("Absolute metric", "IQM"),
         Column("Area under curve", "IQM"),
     ]
-    pairs = {} if baseline is None else {arm: panel.pair(arm, baseline) for arm in panel.arms if arm != baseline}
+    pairs = {arm: summary.beside_baseline(panel, arm) for arm in panel.arms}
     differences = {arm: pair.difference for arm, pair in pairs.items() if pair is not None}
     scores = {name: _column([found.get(name) for found in panel.arms.values()]) for name in QUANTITIES}
     compared = dict(zip(differences, _column(differences.values(), sign=True), strict=True))
@@ -84,16 +83,23 @@ def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
         rows.append(
             (
                 arm,
-                " + ".join(str(n) for n in panel.runs[arm].values()),
+                _runs(list(panel.runs[arm].values())),
                 scores["final"][i],
                 compared.get(arm, NOTHING),
                 NOTHING if pair is None else write_chance(pair.improvement),
-                "baseline" if arm == baseline else NOTHING if baseline is None else verdict(pair),
+                "baseline" if arm == summary.study.baseline_of(arm) else verdict(pair),
                 scores["absolute"][i],
                 scores["area"][i],
             )
         )
     return Table(caption, columns, rows)
+
+
+def _runs(counts: Sequence[int]) -> str:
+    """As in ``3 × 5`` for five runs on each of three tasks, or ``5 + 4``."""
+    if len(counts) > 1 and len(set(counts)) == 1:
+        return f"{len(counts)} × {counts[0]}"
+    return " + ".join(map(str, counts))
 
 
 def _column(estimates: Iterable[Estimate | None], *, sign: bool = False) -> list[str]:
@@ -131,11 +137,11 @@ def cost_table(results: Results, summary: Summary, task: str) -> Table:
         Column("Parameters", "added"),
     ]
     rows = []
-    reference = _median(_costs(results, task, summary.study.baseline), "wall_seconds")
     for arm in summary.study.arms:
         runs = _costs(results, task, arm)
         if runs:
             wall = _median(runs, "wall_seconds")
+            reference = _median(_costs(results, task, summary.study.baseline_of(arm)), "wall_seconds")
             rows.append(
                 (
                     arm,
@@ -175,7 +181,7 @@ def arms_table(summary: Summary) -> Table:
     """What each arm changes."""
     study = summary.study
     rows = [
-        (f"{arm} (baseline)" if arm == study.baseline else arm, " ".join(map(str, overrides)) or "nothing")
+        (f"{arm} (baseline)" if arm == study.baseline_of(arm) else arm, " ".join(map(str, overrides)) or "nothing")
         for arm, overrides in study.arms.items()
     ]
     return Table(

@@ -123,14 +123,24 @@ class Summary:
         return list(self.overall.arms)
 
     @property
-    def baseline(self) -> str | None:
-        """The baseline, if it has runs."""
-        return self.study.baseline if self.study.baseline in self.overall.arms else None
+    def families(self) -> dict[str, list[str]]:
+        """For each baseline, the arms with runs that are compared with it; a study without levels has one baseline."""
+        found: dict[str, list[str]] = {}
+        for arm in self.study.arms:
+            others = found.setdefault(self.study.baseline_of(arm), [])
+            if arm in self.overall.arms and arm != self.study.baseline_of(arm):
+                others.append(arm)
+        return found
 
     @property
     def others(self) -> list[str]:
-        """Arms with runs but for the baseline."""
-        return [arm for arm in self.arms if arm != self.baseline]
+        """Arms with runs but for baselines."""
+        return [arm for arm in self.arms if arm != self.study.baseline_of(arm)]
+
+    def beside_baseline(self, panel: Panel, arm: str) -> Pair | None:
+        """An arm beside its baseline; None for a baseline, and where that has no runs."""
+        baseline = self.study.baseline_of(arm)
+        return None if arm == baseline else panel.pair(arm, baseline)
 
 
 def summarise(results: Results) -> Summary:
@@ -208,8 +218,8 @@ def _panel(
     }
     final = scores["final"]
     arms = [arm for arm in study.arms if final[arm]]
-    order = sorted(arms, key=lambda arm: arm == study.baseline)  # the baseline is the second of its pairs
-    pairs = [(a, b) for a, b in combinations(order, 2) if every_pair or b == study.baseline]
+    order = sorted(arms, key=lambda arm: arm == study.baseline_of(arm))  # a baseline is the second of its pairs
+    pairs = [(a, b) for a, b in combinations(order, 2) if every_pair or b == study.baseline_of(a)]
     return Panel(
         task=tasks[0] if len(tasks) == 1 else None,
         runs={arm: {task: len(final[arm].get(task, ())) for task in tasks} for arm in arms},

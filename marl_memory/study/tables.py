@@ -15,7 +15,6 @@ ALL_TASKS = "(all)"
 
 COSTS = (
     "wall_seconds",
-    "cpu_seconds",
     "frames_per_second",
     "peak_bytes",
     "memory_seconds",

@@ -34,8 +34,8 @@ def number(value: float, decimals: int) -> str:
 
 
 def decimals_for(width: float) -> int:
-    """So many that ``width`` has two digits."""
-    return min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 2
+    """So many that ``width`` is 5 to 49 steps of the last of them."""
+    return min(6, max(0, 1 + math.ceil(-math.log10(width / 0.5)))) if width > 0 else 2
 
 
 def _decimals(estimate: Estimate) -> int:
@@ -100,43 +100,56 @@ def count(numbers: Mapping[str, int] | Sequence[int], word: str) -> str:
 
 
 def answer(summary: Summary) -> Answer:
-    """One sentence with its uncertainty, then how each arm compares with the baseline."""
+    """A sentence with its uncertainty for each baseline, then how every arm compares with its own."""
+    where = f"Over {len(summary.tasks)} tasks" if summary.several else f"On {next(iter(summary.tasks))}"
+    families = {name: arms for name, arms in summary.families.items() if arms or name in summary.arms}
+    unit = f"difference of interquartile means of {metric_name(summary)}"
+    sentences = [
+        _sentence(summary, name, arms, where=where, unit=unit if i == 0 else "the same difference")
+        for i, (name, arms) in enumerate(families.items())
+    ]
     best = max(summary.arms, key=lambda arm: summary.overall.arms[arm]["final"].value)
-    where = f"On {next(iter(summary.tasks))}" if not summary.several else f"Over {len(summary.tasks)} tasks"
-    own = write(summary.overall.arms[best]["final"])
-    if summary.baseline is None:
-        sentence = (
-            f"{where}, {best} scores best, {own} ({metric_name(summary)}); "
-            f"the baseline {summary.study.baseline} has no finished run, so there is nothing to compare with."
+    remarks = [f"Greatest interquartile mean: {best}, {write(summary.overall.arms[best]['final'])}."]
+    for name, arms in families.items():
+        remarks += _verdicts(summary, name, arms)
+    if len(summary.others) > len(families):
+        remarks.append(
+            "Intervals are not corrected for the number of arms, and the best arm was picked after the runs: "
+            "both flatter it."
         )
-        return Answer(sentence)
-    if not summary.others:
-        return Answer(f"{where}, {best} scores {own} ({metric_name(summary)}); no other arm has a finished run.")
-    return Answer(_sentence(summary, best, where), _remarks(summary, best))
+    return Answer(" ".join(sentences), remarks)
 
 
-def _sentence(summary: Summary, best: str, where: str) -> str:
+def _sentence(summary: Summary, baseline: str, others: Sequence[str], *, where: str, unit: str) -> str:
     """The best arm beside the baseline; where that is the best, the arm that comes nearest."""
-    baseline, several = summary.study.baseline, len(summary.others) > 1
-    arm = max(summary.others, key=lambda arm: summary.overall.arms[arm]["final"].value)
-    pair = summary.overall.pair(arm, baseline)
+    scores = {arm: estimates["final"] for arm, estimates in summary.overall.arms.items()}
+    arm, several = max(others, key=lambda arm: scores[arm].value, default=baseline), len(others) > 1
+    if arm == baseline:
+        return f"{where}, {arm} scores {write(scores[arm])} ({metric_name(summary)}); no other arm has a finished run."
+    pair = summary.beside_baseline(summary.overall, arm)
     if pair is None or pair.difference is None:
-        return f"{where}, {best} scores best, but {arm} and {baseline} share no seed, so they can not be compared."
+        why = "has no finished run" if baseline not in scores else "shares no seed with it"
+        return (
+            f"{where}, {arm} scores {write(scores[arm])} ({metric_name(summary)}), but nothing can be told: "
+            f"the baseline {baseline} {why}."
+        )
     difference, seeds = pair.difference, _paired_seeds(summary, pair)
     far = f"{write(Estimate(abs(difference.value), *_turned(difference)))} {_side(difference)} {baseline}"
-    unit = f"difference of interquartile means of {metric_name(summary)} over {seeds}"
+    unit = f"{unit} over {seeds}"
     if difference.interval is None:
         return (
             f"{where}, no difference can be told: {arm} is {far} ({unit}), "
             f"but an interval takes {LEAST_RUNS} seeds on each task."
         )
+    if verdict(pair) == "identical":
+        lead = f"none of the other arms scores higher than {baseline}: the best, {arm}," if several else arm
+        return f"{where}, {lead} is identical to {'it' if several else baseline} over {seeds} ({metric_name(summary)})."
     unit += ", with its 95 % interval"
     if not difference.excludes(0.0):
-        told = (
-            f"no arm can be told from {baseline} as better"
-            if several
-            else f"{arm} and {baseline} can not be told apart"
-        )
+        above = [other for other in others if verdict(summary.beside_baseline(summary.overall, other)) == "above"]
+        told = f"no arm can be told to be better than {baseline}" if several else "no difference can be told"
+        if above:
+            told = f"{arm}, which scores best, can not be told from {baseline}, but {', '.join(above)} can"
         of_them = f"the best of the others, {arm}," if several else arm
         return f"{where}, {told} at {seeds}: {of_them} is {far} ({unit}); the interval includes 0."
     if difference.value < 0:
@@ -166,18 +179,12 @@ def _side(difference: Estimate) -> str:
     return "above" if difference.value >= 0 else "below"
 
 
-def _remarks(summary: Summary, best: str) -> list[str]:
-    baseline = summary.study.baseline
+def _verdicts(summary: Summary, baseline: str, others: Sequence[str]) -> list[str]:
     by_verdict: dict[str, list[str]] = {}
-    for arm in summary.others:
-        by_verdict.setdefault(verdict(summary.overall.pair(arm, baseline)), []).append(arm)
-    found = [f"Greatest interquartile mean: {best}, {write(summary.overall.arms[best]['final'])}."]
-    for name, words in VERDICTS.items():
-        if name in by_verdict:
-            found.append(f"{words.format(baseline)}: {'; '.join(by_verdict[name])}.")
-    if len(summary.others) > 1:
-        found.append(
-            f"{len(summary.others)} arms were compared with one baseline and the intervals are not corrected for that; "
-            "the arm that came out best was picked after the runs, which flatters it."
-        )
-    return found
+    for arm in others:
+        by_verdict.setdefault(verdict(summary.beside_baseline(summary.overall, arm)), []).append(arm)
+    return [
+        f"{words.format(baseline)}: {', '.join(by_verdict[name])}."
+        for name, words in VERDICTS.items()
+        if name in by_verdict
+    ]

@@ -57,7 +57,6 @@ def make_record(
             "digest": hashlib.sha256(f"{task} {arm} {seed}".encode()).hexdigest(),
             "costs": {
                 "wall_seconds": float(rng.uniform(100, 200)),
-                "cpu_seconds": 100.0,
                 "frames_per_second": float(rng.uniform(900, 1100)),
                 "peak_bytes": 6.5e8,
                 "memory_seconds": 12.25,
@@ -98,7 +97,14 @@ def write_run(folder: Path, record: Record, **description: Any) -> Path:
     where.mkdir(parents=True, exist_ok=True)
     record.write(where)
     words = ["marl-memory train", f"env=mpe/{record.task}", f"seed={record.seed}"]
-    run = {"command": words, "git_commit": "0" * 40, "threads": 1, "python": "3.11.7", "versions": VERSIONS}
+    run = {
+        "command": words,
+        "git_commit": "0" * 40,
+        "threads": 1,
+        "task": {"name": f"mpe/{record.task}"},
+        "python": "3.11.7",
+        "versions": VERSIONS,
+    }
     (where / "run.json").write_text(json.dumps(run | description))
     (where / "metrics.csv").write_text("frames\n0\n")
     return where

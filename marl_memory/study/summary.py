@@ -51,11 +51,13 @@ class Pair:
         seeds: that both have, for each task.
         difference: of their interquartile means over these seeds, paired by them; None if there are none.
         improvement: probability that a run of the first scores higher; None if no task has runs of both.
+        same: whether they score the same at every seed that both have.
     """
 
     seeds: Mapping[str, int]
     difference: Estimate | None
     improvement: Estimate | None
+    same: bool = False
 
     def mirrored(self) -> Pair:
         """The second beside the first."""
@@ -63,6 +65,7 @@ class Pair:
             self.seeds,
             None if self.difference is None else self.difference.mirrored(0.0),
             None if self.improvement is None else self.improvement.mirrored(1.0),
+            self.same,
         )
 
 
@@ -270,7 +273,10 @@ def _pair(a: Mapping[str, Mapping[int, float]], b: Mapping[str, Mapping[int, flo
             *([np.array(list(scores[task].values())) for task in both] for scores in (a, b))
         )
     return Pair(
-        seeds={task: len(seeds) for task, seeds in common.items()}, difference=difference, improvement=improvement
+        seeds={task: len(seeds) for task, seeds in common.items()},
+        difference=difference,
+        improvement=improvement,
+        same=bool(common) and all(a[task][seed] == b[task][seed] for task in common for seed in common[task]),
     )
 
 

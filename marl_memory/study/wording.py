@@ -18,7 +18,7 @@ VERDICTS = {
     "above": "Above {} (the interval lies above 0)",
     "below": "Below {} (the interval lies below 0)",
     "not told apart": "Not told apart from {} (the interval includes 0)",
-    "identical": "Identical to {} at every seed",
+    "the same": "With the same score as {} at every seed",
     "too few seeds": "Beside {}, without an interval (too few seeds)",
     "not comparable": "Without a seed in common with {}",
 }
@@ -75,10 +75,10 @@ def verdict(pair: Pair | None) -> str:
     """What an interval of a difference allows to say."""
     if pair is None or pair.difference is None:
         return "not comparable"
+    if pair.same:
+        return "the same"
     if pair.difference.interval is None:
         return "too few seeds"
-    if pair.difference.interval == (0.0, 0.0):
-        return "identical"
     if not pair.difference.excludes(0.0):
         return "not told apart"
     return "above" if pair.difference.value > 0 else "below"
@@ -136,14 +136,14 @@ def _sentence(summary: Summary, baseline: str, others: Sequence[str], *, where: 
     difference, seeds = pair.difference, _paired_seeds(summary, pair)
     far = f"{write(Estimate(abs(difference.value), *_turned(difference)))} {_side(difference)} {baseline}"
     unit = f"{unit} over {seeds}"
+    if pair.same:
+        lead = f"none of the other arms does better than {baseline}: the best, {arm}," if several else arm
+        return f"{where}, {lead} scores the same as {baseline} at {seeds} ({metric_name(summary)})."
     if difference.interval is None:
         return (
             f"{where}, no difference can be told: {arm} is {far} ({unit}), "
             f"but an interval takes {LEAST_RUNS} seeds on each task."
         )
-    if verdict(pair) == "identical":
-        lead = f"none of the other arms scores higher than {baseline}: the best, {arm}," if several else arm
-        return f"{where}, {lead} is identical to {'it' if several else baseline} over {seeds} ({metric_name(summary)})."
     unit += ", with its 95 % interval"
     if not difference.excludes(0.0):
         above = [other for other in others if verdict(summary.beside_baseline(summary.overall, other)) == "above"]

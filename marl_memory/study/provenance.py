@@ -49,7 +49,9 @@ def provenance(results: Results) -> Provenance:
         if len(values) == 1:
             common[name] = next(iter(values))
         else:
-            differences.append(f"{name}: " + ", ".join(f"{value} in {n} runs" for value, n in values.items()))
+            differences.append(
+                f"{name}: " + "; ".join(f"{value} in {n} run{'s' * (n > 1)}" for value, n in values.items())
+            )
     commands = {key: _command(run.get("command")) for key, run in described.items() if run}
     return Provenance(
         command=_command(read_json(results.folder / STUDY).get("command")),
@@ -74,11 +76,13 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _command(words: Any) -> str | None:
+    """As it is given in a shell; the first word has a space of its own."""
     if not isinstance(words, list) or not words:
         return None
-    return " ".join(
-        [str(words[0]), *(shlex.quote(str(word)) for word in words[1:])]
-    )  # the first has a space of its own
+    first, *rest = map(str, words)
+    if Path(first).parts[-2:] == ("study", "job.py"):  # a study's runs are started as a module, tied to their study
+        first, rest = "python -m marl_memory.study.job", [word for word in rest if word != "--tied"]
+    return " ".join([first, *map(shlex.quote, rest)])
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -15,16 +15,16 @@ from marl_memory.study.marl_eval import marl_eval
 from marl_memory.study.page import page
 from marl_memory.study.provenance import provenance
 from marl_memory.study.results import Results, read_results
+from marl_memory.study.run_tables import cost_table, runs_table
+from marl_memory.study.scoring import summarise
 from marl_memory.study.sections import (
     arms_table,
-    cost_table,
     estimates_table,
     improvement_table,
     methods,
     repeat,
-    runs_table,
 )
-from marl_memory.study.summary import Summary, summarise
+from marl_memory.study.summary import Summary
 from marl_memory.study.tables import costs_csv, results_csv, runs_csv
 from marl_memory.study.wording import answer, count, metric_name, number
 from marl_memory.training.checkpoint import naming
@@ -94,9 +94,11 @@ def build(results: Results, summary: Summary, figures: Path, left_out: list[str]
             f"metric {study.metric}",
         )
     )
+    known = notices(results, summary, made)
     blocks: list[Block] = [
+        *(notice for notice in known if notice.kind == "wrong"),
         answer(summary),
-        *notices(results, summary, made),
+        *(notice for notice in known if notice.kind != "wrong"),
         *_compared(summary, styles, figures),
         Heading("Learning curves", "curves"),
         Text(

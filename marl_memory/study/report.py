@@ -34,6 +34,11 @@ REPORT = "report"
 UNFOLDED = 20
 """Runs whose table is shown without being asked for."""
 
+SCALE = (
+    "Scores of a task are put on a scale from 0, the least value of any evaluation of any run there, to 1, the "
+    "greatest; tables of each task in its own unit follow below."
+)
+
 FILES = (
     ("results.csv", "every estimate with its interval; the same records give the same bytes"),
     ("runs.csv", "every run: its scores and the hash of its parameters; the same records give the same bytes"),
@@ -175,11 +180,7 @@ def _compared(summary: Summary, styles: dict[str, Look], folder: Path) -> list[B
     blocks: list[Block] = [Heading("Arms compared", "compared")]
     if summary.several:
         blocks.append(
-            Text(
-                "Scores of a task are put on a scale from 0, the least value of any evaluation of any run there, "
-                "to 1, the greatest; tables of each task in its own unit follow below.",
-                small=True,
-            )
+            Text(SCALE, small=True),
         )
     return [
         *blocks,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from marl_memory.study.definition import Study
+from marl_memory.study.figures import SERIES
 from marl_memory.study.markdown import text as escaped
 from marl_memory.study.report import write_report
 from marl_memory.study.results import RECORD, StudyError
@@ -141,6 +142,30 @@ def test_the_page_and_its_drawings_follow_the_scheme(page: Page) -> None:
     assert all(f"{name}:" in light and f"{name}:" in dark for name in used)
     drawings = "".join(re.findall(r"<svg.*?</svg>", page.html, flags=re.DOTALL))
     assert not set(re.findall(r"#[0-9a-f]{6}\b", drawings)) - {"#000000", "#ffffff"}
+
+
+def contrast(a: str, b: str) -> float:
+    """Of two colours, as the Web Content Accessibility Guidelines define it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_can_be_told_from_either_page(page: Page) -> None:
+    schemes = page.html[: page.html.index("</style>")].split("@media (prefers-color-scheme: dark)")
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))
+        for name in ("ink", "soft", "link", *(f"arm-{i}" for i in range(8))):
+            assert contrast(colours[name], colours["paper"]) >= 4, name
+        for name in ("wrong", "warning", "good"):
+            assert contrast(colours[name], colours[f"{name}-sheet"]) >= 4.5, name
+    light = dict(re.findall(r"--arm-(\d): (#[0-9a-f]{6})", schemes[0]))
+    assert tuple(light[str(i)] for i in range(8)) == SERIES  # files have the light page's
 
 
 def test_drawings_have_a_title_and_an_alternative(page: Page) -> None:

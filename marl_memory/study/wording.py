@@ -123,10 +123,13 @@ def answer(summary: Summary) -> Answer:
 def _sentence(summary: Summary, baseline: str, others: Sequence[str], *, where: str, unit: str) -> str:
     """The best arm beside the baseline; where that is the best, the arm that comes nearest."""
     scores = {arm: estimates["final"] for arm, estimates in summary.overall.arms.items()}
-    arm, several = max(others, key=lambda arm: scores[arm].value, default=baseline), len(others) > 1
+    pairs = {arm: summary.beside_baseline(summary.overall, arm) for arm in others}
+    differing = [arm for arm, pair in pairs.items() if pair is None or not pair.same]  # an equal arm tells nothing
+    arm = max(differing or others, key=lambda arm: scores[arm].value, default=baseline)
+    several = len(others) > 1
     if arm == baseline:
         return f"{where}, {arm} scores {write(scores[arm])} ({metric_name(summary)}); no other arm has a finished run."
-    pair = summary.beside_baseline(summary.overall, arm)
+    pair = pairs[arm]
     if pair is None or pair.difference is None:
         why = "has no finished run" if baseline not in scores else "shares no seed with it"
         return (
@@ -137,8 +140,8 @@ def _sentence(summary: Summary, baseline: str, others: Sequence[str], *, where: 
     far = f"{write(Estimate(abs(difference.value), *_turned(difference)))} {_side(difference)} {baseline}"
     unit = f"{unit} over {seeds}"
     if pair.same:
-        lead = f"none of the other arms does better than {baseline}: the best, {arm}," if several else arm
-        return f"{where}, {lead} scores the same as {baseline} at {seeds} ({metric_name(summary)})."
+        who = f"every arm scores the same as {baseline}" if several else f"{arm} scores the same as {baseline}"
+        return f"{where}, {who} at {seeds} ({metric_name(summary)})."
     if difference.interval is None:
         return (
             f"{where}, no difference can be told: {arm} is {far} ({unit}), "
@@ -146,7 +149,7 @@ def _sentence(summary: Summary, baseline: str, others: Sequence[str], *, where: 
         )
     unit += ", with its 95 % interval"
     if not difference.excludes(0.0):
-        above = [other for other in others if verdict(summary.beside_baseline(summary.overall, other)) == "above"]
+        above = [other for other in others if verdict(pairs[other]) == "above"]
         told = f"no arm can be told to be better than {baseline}" if several else "no difference can be told"
         if above:
             told = f"{arm}, which scores best, can not be told from {baseline}, but {', '.join(above)} can"

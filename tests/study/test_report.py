@@ -413,6 +413,15 @@ def test_the_answer_says_no_more_than_the_interval(heights: dict[str, float], sa
     assert said in sentence(report(tmp_path))
 
 
+def test_an_arm_that_equals_the_baseline_is_no_answer(tmp_path: Path) -> None:
+    curve = learning({"base": 5.0, "x": 1.0})
+    study = make_study(["base", "strength_0", "x"])
+    write_study(tmp_path, study, lambda task, arm, seed: curve(task, arm.replace("strength_0", "base"), seed))
+    assert "base is best: the nearest arm, x, is " in sentence(report(tmp_path))
+    write_study(tmp_path, study, lambda task, arm, seed: [0.0, float(seed)])
+    assert "On duel, every arm scores the same as base at 5 paired seeds" in sentence(report(tmp_path))
+
+
 def test_without_the_baseline_nothing_is_compared(tmp_path: Path) -> None:
     curve = learning({"x": 1.0, "y": 2.0})
     study = make_study(["base", "x", "y"])

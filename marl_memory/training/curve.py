@@ -28,6 +28,7 @@ class Line:
         x: ``[P]`` frames.
         y: ``[P]`` values.
         band: ``[P]`` each, what the line's band reaches from and to; None for no band.
+        alpha: how much of the band's colour is seen.
         style: more keywords of matplotlib's ``plot``.
     """
 
@@ -35,6 +36,7 @@ class Line:
     x: Any
     y: Any
     band: tuple[Any, Any] | None = None
+    alpha: float = 0.2
     style: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,7 +46,7 @@ def draw_panel(axes: Any, metric: str, lines: Sequence[Line], *, ylabel: str | N
         style = {"marker": "o", "markersize": 3} if metric.startswith("evaluation/") else {}
         (drawn,) = axes.plot(line.x, line.y, label=line.label, **{**style, **line.style})
         if line.band is not None:
-            axes.fill_between(line.x, *line.band, color=drawn.get_color(), alpha=0.2, linewidth=0)
+            axes.fill_between(line.x, *line.band, color=drawn.get_color(), alpha=line.alpha, linewidth=0)
     axes.set(xlabel="environment steps", ylabel=ylabel or YLABELS.get(metric, metric))
     axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
     axes.grid(alpha=0.3)

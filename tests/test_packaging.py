@@ -20,7 +20,7 @@ import marl_memory
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKED_EXTRAS = ("smax", "mpe", "mujoco", "mamujoco", "box2d", "wandb", "video", "joblib", "dev", "docs")
+LOCKED_EXTRAS = "smax mpe mujoco mamujoco box2d wandb video joblib study ray submitit rliable dev docs".split()
 
 HEAVY = set(
     "hydra omegaconf jax gymnasium matplotlib tensorboard pettingzoo supersuit "

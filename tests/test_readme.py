@@ -22,6 +22,7 @@ import pytest
 from marl_memory import cli
 from marl_memory.study.plan import make_plan
 from marl_memory.training.run import make_env, read_config, release
+from tests.study.synthetic import make_study, write_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -106,6 +107,7 @@ def user_folder(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 @pytest.mark.parametrize("page", with_language("python"))
 def test_python_blocks_run(page: str, stopped_run: Path, user_folder: Path) -> None:
     names: dict[str, Any] = {"env": make_env(read_config(stopped_run), n_envs=2, seed=0)}
+    study = write_study(user_folder / "study", make_study(("no_memory", "shared")), lambda task, arm, seed: [0.0, seed])
     printed = ""
     for language, content in blocks(page):
         if language == "text":
@@ -113,7 +115,14 @@ def test_python_blocks_run(page: str, stopped_run: Path, user_folder: Path) -> N
         if language == "python":
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
-                exec(compile(content.replace('"RUN"', repr(str(stopped_run))), page, "exec"), names)
+                exec(
+                    compile(
+                        content.replace('"RUN"', repr(str(stopped_run))).replace('"STUDY"', repr(str(study))),
+                        page,
+                        "exec",
+                    ),
+                    names,
+                )
             printed = output.getvalue()
 
 
@@ -167,6 +176,12 @@ def run_marl_memory(arguments: list[str], stopped_run: Path, folder: Path) -> No
     command, *rest = arguments
     if command == "study":
         assert make_plan(rest).configs
+        return
+    if command == "report":
+        write_study(folder, make_study(("no_memory", "shared")), lambda task, arm, seed: [0.0, seed])
+        assert len(rest) == 1
+        cli.main([command, str(folder)])
+        assert (folder / "report/index.html").exists()
         return
     run = Path(shutil.copytree(stopped_run, folder / "run"))
     if "-m" in rest:  # of a small task: a sweep has many runs

@@ -88,6 +88,8 @@ class RunningEpisodes(nn.Module):
         self.register_buffer("dropped", torch.zeros((), dtype=torch.int64))
         self.valid: Tensor
         self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
+        self.action_valid: Tensor
+        self.register_buffer("action_valid", torch.tensor(spec.action_valid), persistent=False)
 
     row: Tensor
     """``[L, N]``: which row of the run a step is: what the batch says, else as the replay numbers them."""
@@ -148,7 +150,7 @@ class RunningEpisodes(nn.Module):
                 alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & self.valid).flatten(-2), x, 0.0
             )
         if key == k.action:
-            return torch.where(alive.reshape(*alive.shape, *[1] * (x.ndim - alive.ndim)), x, 0)
+            return torch.where(alive.unsqueeze(-1) & self.action_valid if self.spec.continuous else alive, x, 0)
         return x
 
     # -------------------------------------------------------------------------------------------------------- steps out

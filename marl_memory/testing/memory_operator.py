@@ -371,7 +371,7 @@ def ignores_padding(case: Case) -> None:
             td.get(k.state).copy_(td.get(k.observation).flatten(-2))
         read = case.recall(operator, td).read
         for key, x in read.items():
-            if x.shape[1:] == actions.shape and key != k.value_target:
+            if x.shape[1:] == actions.shape and key != k.value_target and key[:2] != k.replay:
                 read[key] = torch.where(actions, x, 0)
         reads.append(read)
         step(operator, td)
@@ -390,8 +390,8 @@ def leaves_masked_actions_alone(case: Case) -> None:
         if key[:2] == k.replay and key[3:] == k.action and not case.spec.continuous:
             own, used = read[(*key[:3], *k.action_mask)], read[(*key[:3], "policy_weight")] != 0
             assert own.gather(-1, x.unsqueeze(-1)).squeeze(-1)[used].all(), f"{key} was masked where it was taken"
-        if x.shape != allowed.shape or key == k.value_target or key[3:] == k.action_mask:
-            continue
+        if x.shape != allowed.shape or key == k.value_target or (key[:2] == k.replay and key[3:] != k.action):
+            continue  # not about actions
         if key[-1] == "log_probs":
             assert not x.exp()[~allowed].any(), f"{key} gives probability to actions that are masked"
             assert torch.allclose(x.exp().sum(-1), torch.ones(1), atol=1e-4), f"{key} does not add up to 1"

@@ -36,8 +36,9 @@ def configured() -> list[Any]:
         assert issubclass(target, MemoryOperator), file
         takes = inspect.signature(target).parameters
         small = {key: value for key, value in SMALL.items() if key in takes}
+        policies = getattr(inspect.getmodule(target), "POLICIES", POLICIES)
         for scope in SCOPES if "scope" in takes else (None,):
-            for policy in POLICIES if "policy" in takes else (None,):
+            for policy in policies if "policy" in takes else (None,):
                 options = {key: value for key, value in (("scope", scope), ("policy", policy)) if value is not None}
                 found.append(
                     pytest.param(partial(target, **small, **options), id="-".join([file.stem, *options.values()]))

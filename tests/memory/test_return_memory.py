@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.keys import Keys
+from marl_memory.memory.operator import Memory
 from marl_memory.memory.return_memory import ReturnMemory
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
@@ -245,6 +246,12 @@ def test_a_reset_forgets_what_runs_and_keeps_what_ended() -> None:
     taught(operator, td)
     operator.cut_episodes()
     assert len(operator) == 1 and operator.metrics(operator(td))["dropped"] == 1
+
+
+def test_a_replay_keeps_what_is_recalled_and_not_what_is_written_of_the_collection() -> None:
+    for scope, key in (("shared", K.observation), ("centralized", K.state)):
+        reads = Memory([(scope, memory(task(2), scope=scope, off_policy=True))]).reads
+        assert set(reads) == {key, K.alive, K.action}
 
 
 # ------------------------------------------------------------------------------------------------- contract, bad input

@@ -174,9 +174,8 @@ class SelfImitation(MemoryOperator):
         gain = self.gains()
         mean = gain.sum(-1) / self._of_imitators(self.live).sum(-1).clamp(min=1)
         chances = torch.where(mean > 0, mean.double() ** self.priority, 0.0)  # 0 ** 0 is 1
-        number = self._drawn(chances, -(-count // self.imitators)).T.flatten()[
-            :count
-        ]  # [B]: row b is imitator b mod I's
+        drawn = self._drawn(chances, -(-count // self.imitators))
+        number = drawn.T.flatten()[:count]  # [B]: row b is for imitator b mod I
         row = torch.arange(count, device=number.device)
         imitator = row % self.imitators
         bank = self._bank_of_imitator()[imitator]

@@ -78,6 +78,12 @@ class Keys:
     Written by REGION operators under ``region`` and their own name: a reference distribution p*, in the names of
     ``policy(name)``, and ``weight`` (``[*B, A]``): the host adds weight · KL(p*‖π) to its loss (``w2_weight``: W₂²).
 
+    Written by REPLAY operators under ``replay`` and their own name: rows beside the batch's, one team row for each, in
+    the names of the batch's own entries: what actor and critic read (``observation``, ``action_mask``, ``state``),
+    ``action`` and ``alive`` (``[*B, A]``, where there is a row); and ``value_target`` (``[*B, A, 1]``, in units of
+    ``learn_reward``), ``policy_weight`` and ``value_weight`` (``[*B, A]``): the host adds
+    −policy_weight · log π(a|o) + value_weight · (V − value_target)², with V and target in the critic's units.
+
     Written by the replay: ``row`` (``[*B]`` int64, the number of the row since the run began; never used twice).
     """
 
@@ -112,6 +118,7 @@ class Keys:
 
     action_values: tuple[str, ...] = field(init=False, default=("learn", "action_values"))
     region: tuple[str, ...] = field(init=False, default=("learn", "region"))
+    replay: tuple[str, ...] = field(init=False, default=("learn", "replay"))
 
     row: str = field(init=False, default="row")
 

@@ -135,6 +135,8 @@ def test_keys(words: list[str], said: str) -> None:
 
 GRADIENT = ["algorithm=maddpg", "memory=[mnemo_gradient]"]
 REGION = ["algorithm=mappo", "memory=[mnemo_region]"]
+SIL = ["algorithm=mappo", "memory=[sil]"]
+RETURNS = ["algorithm=maddpg", "memory=[return_memory]"]
 MEMORY = [
     (
         ["algorithm=mappo", "memory=[mnemo_gradient]"],
@@ -167,6 +169,21 @@ MEMORY = [
     ([*GRADIENT, "memory.mnemo_gradient.neighbours=0"], "neighbours=0 must be positive"),
     ([*GRADIENT, "memory.mnemo_gradient.policy=fourier"], "policy='fourier' keeps sums and no single gradient"),
     ([*GRADIENT, "memory.mnemo_gradient.betta=1"], "memory.mnemo_gradient.betta is unknown, nothing reads it"),
+    (
+        ["algorithm=maddpg", "memory=[sil]"],
+        "memory=sil acts at the stage 'replay', which DDPG does not have; it has act, gradient, reward, target. "
+        "Hosts with that stage: ppo, ippo and mappo",
+    ),
+    ([*SIL, "+memory.sil.n_envs=3"], "memory.sil.n_envs=3 is set by the run itself: leave it out"),
+    ([*SIL, "memory.sil.priority=2"], "priority=2 must lie in [0, 1]"),
+    ([*SIL, "memory.sil.capacity=0"], "capacity=0 must be positive"),
+    (
+        [*RETURNS, "+memory.return_memory.off_policy=true"],
+        "memory.return_memory.off_policy=True is set by the run itself",
+    ),
+    ([*RETURNS, "memory.return_memory.policy=merge"], "policy='merge' must be one of best, fifo"),
+    ([*RETURNS, "memory.return_memory.coefficient=2"], "coefficient=2 must lie in [0, 1]"),
+    ([*RETURNS, "memory.return_memory.horizon=0"], "horizon=0 must be positive"),
 ]
 
 

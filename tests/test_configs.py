@@ -17,7 +17,19 @@ from marl_memory.training.trainer import Schedule
 
 FOLDER = config_dir()
 TARGETED = sorted(f for group in ("env", "algorithm", "network", "memory") for f in (FOLDER / group).rglob("*.yaml"))
-HANDED_OVER = {"spec", "network", "seed", "n_envs", "generator", "banks", "in_features", "out_features", "output_gain"}
+HANDED_OVER = {
+    "spec",
+    "network",
+    "seed",
+    "n_envs",
+    "batch_steps",
+    "off_policy",
+    "generator",
+    "banks",
+    "in_features",
+    "out_features",
+    "output_gain",
+}
 
 
 def name(file: Path) -> str:

@@ -72,7 +72,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``."""
+        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``; nothing is drawn."""
 
 
 class OnPolicyAlgorithm(Algorithm):

@@ -52,6 +52,8 @@ class PPO(OnPolicyAlgorithm):
       + c_V\,\mathbb{E}\,\max\big((V - y)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, \pm\epsilon_V) - y)^2\big)
     $$
 
+    and what REGION and REPLAY operators add to it (see `Keys`).
+
     Args:
         spec: the task.
         network: maker of network bodies (`MLP` with its architecture chosen).
@@ -307,7 +309,20 @@ class PPO(OnPolicyAlgorithm):
                 if (x := region.get(weight, None)) is not None and bool(x.any()):
                     settled = self.actor.settled(region)
                     entries |= {(*k.region, name, key): leaf for key, leaf in {weight: x, **settled}.items()}
+        for name, rows in batch.get(k.replay, {}).items():
+            if bool(rows.get(k.alive).any()):
+                entries[(*k.replay, name)] = self._replayed(rows)
         return TensorDict(batch_size=batch.batch_size).update(entries).reshape(-1)
+
+    def _replayed(self, rows: TensorDictBase) -> TensorDict:
+        """The rows of a REPLAY operator as `update` reads them, in the units of the batch's own."""
+        k, weights = self.keys, ("policy_weight", "value_weight")
+        kept = dict.fromkeys([*self.actor.in_keys, *self.critic.in_keys, k.alive, *weights])
+        target = rows.get("value_target")
+        entries: dict[Any, Tensor] = {key: rows.get(key) for key in kept}
+        entries[k.action], _ = self.actor.unsquash(rows.get(k.action), torch.zeros_like(rows.get(weights[0])))
+        entries["value_target"] = target if self.value_norm is None else self.value_norm.normalise(target)
+        return TensorDict(batch_size=rows.batch_size).update(entries)
 
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One Adam step on L (see the class) over living agents."""
@@ -315,9 +330,9 @@ class PPO(OnPolicyAlgorithm):
         policy_loss, entropy, approx_kl, clipped = self._policy_terms(minibatch, distribution)
         value_loss = self._value_loss(minibatch)
         loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
-        region = self._region_terms(minibatch, distribution)
+        memory = self._region_terms(minibatch, distribution) | self._replay_terms(minibatch)
         self.optimiser.zero_grad()
-        sum(region.values(), loss).backward()
+        sum(memory.values(), loss).backward()
         self.optimiser.gather()
         actor_norm, critic_norm = self.optimiser.clip(self.max_grad_norm)
         self.optimiser.step()
@@ -329,7 +344,7 @@ class PPO(OnPolicyAlgorithm):
             "policy/clip_fraction": clipped,
             "grad_norm/actor": actor_norm,
             "grad_norm/critic": critic_norm,
-            **{name: term.detach() for name, term in region.items()},
+            **{name: term.detach() for name, term in memory.items()},
         }
 
     def _region_terms(self, rows: TensorDictBase, distribution: Distribution) -> dict[str, Tensor]:
@@ -339,6 +354,19 @@ class PPO(OnPolicyAlgorithm):
             for key, divergence in zip(WEIGHTS, (distribution.kl_from, distribution.w2_from), strict=True):
                 if (weight := region.get(key, None)) is not None:
                     terms[f"loss/{name}"] = masked_mean(weight * divergence(region), alive)
+        return terms
+
+    def _replay_terms(self, rows: TensorDictBase) -> dict[str, Tensor]:
+        """Means over the rows of every REPLAY operator of −policy_weight · log π(a|o) and value_weight · (V − y)²."""
+        terms, k = {}, self.keys
+        for name, replayed in rows.get(k.replay, {}).items():
+            alive, density = (
+                replayed.get(k.alive),
+                self.actor.distribution(replayed).log_density(replayed.get(k.action)),
+            )
+            error = mse_loss(self.critic(replayed), replayed.get("value_target"), reduction="none").squeeze(-1)
+            terms[f"loss/{name}_policy"] = -masked_mean(replayed.get("policy_weight") * density, alive)
+            terms[f"loss/{name}_value"] = masked_mean(replayed.get("value_weight") * error, alive)
         return terms
 
     def _policy_terms(self, rows: TensorDictBase, distribution: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -139,8 +139,10 @@ class TD3(DeterministicHost):
 
     @torch.no_grad()
     def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """$Q'_1, Q'_2$ ``[*B, A, 2]`` at the smoothed choice of the target actors; draws the smoothing noise."""
-        return self.target_critic(td, self._smoothed(td))
+        """$Q'_1, Q'_2$ ``[*B, A, 2]`` at the target actors' choice, without smoothing: nothing is drawn."""
+        output = self.target_actor.output(td)
+        vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
+        return self.target_critic(td, vectors)
 
     def _smoothed(self, td: TensorDictBase) -> Tensor:
         actor, output = self.target_actor, self.target_actor.output(td)
@@ -153,5 +155,6 @@ class TD3(DeterministicHost):
     @torch.no_grad()
     def compute_targets(self, rows: TensorDictBase) -> None:
         """Write $y$ ``[B, A, 2]``, the same for both critics."""
-        twins = self.bootstrap_values(rows.get("next"))
+        after = rows.get("next")
+        twins = self.target_critic(after, self._smoothed(after))
         self.write_targets(rows, twins.amin(-1, keepdim=True))

@@ -71,6 +71,29 @@ def discounted_sum(reward: Tensor, cut: Tensor, carry: Tensor, *, gamma: float) 
     return sums, keep[-1] * sums[-1]
 
 
+def discounted_returns(reward: Tensor, discount: Tensor, cut: Tensor, tail: Tensor, *, gamma: float) -> Tensor:
+    r"""Monte-Carlo returns $R_t = r_t + \gamma\, d_t\, (c_t\, V_t + (1 - c_t)\, R_{t+1})$; after the last row is 0.
+
+    What is not finite reaches the earlier rows of its own episode, and no other.
+
+    Args:
+        reward: ``[T, *B]``.
+        discount: ``[T, *B]``, d: 0 at a termination, else 1.
+        cut: ``[T, *B]`` bool, c: whether the episode ended at row t (terminated or truncated).
+        tail: ``[T, *B]``, V: the value of the state in which a truncated episode was left; read where it was cut.
+        gamma: discount factor γ in [0, 1].
+
+    Returns:
+        ``[T, *B]``.
+    """
+    returns = torch.addcmul(reward, discount, torch.where(cut, tail, 0.0), value=gamma)
+    decay = (discount * gamma).masked_fill(cut, 0.0)
+    rows, decays, stops = returns.unbind(0), decay.unbind(0), (decay == 0).unbind(0)
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addcmul_(decays[t], rows[t + 1].masked_fill(stops[t], 0.0))
+    return returns
+
+
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``x`` ``[*S]`` over the True entries of ``mask`` ``[*S]``, 0 if there are none; None: over all.
 

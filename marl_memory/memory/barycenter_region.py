@@ -77,7 +77,7 @@ class BarycenterRegion(MemoryOperator):
     """
 
     stage: ClassVar[Stage] = Stage.REGION
-    writes_on: ClassVar[Literal["collection", "update"]] = "update"
+    writes_on = "update"
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ class GradientField(MemoryOperator):
     """
 
     stage: ClassVar[Stage] = Stage.GRADIENT
-    writes_on: ClassVar[Literal["collection", "update"]] = "update"
+    writes_on = "update"
 
     def __init__(
         self,

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from marl_memory.keys import Entries, Keys
 
+Bootstrap = Callable[[TensorDictBase], Tensor]
+"""What an algorithm lends: values ``[*B, A, C]`` of the states in a TensorDict ``[*B]``; units: the rewards'."""
+
 
 class Stage(Enum):
     """The six places in the way of the data where memory can act."""
@@ -56,7 +59,8 @@ class MemoryOperator(TensorDictModuleBase):
     """
 
     stage: ClassVar[Stage]
-    writes_on: ClassVar[Literal["collection", "update"]]
+    writes_on: Literal["collection", "update"]
+    """After collection, or after the update: of a class, or of an instance where the kind of host decides."""
     in_keys: list[Any]
     out_keys: list[Any]
     write_keys: list[Any]
@@ -101,6 +105,14 @@ class MemoryOperator(TensorDictModuleBase):
     @abstractmethod
     def __len__(self) -> int:
         """Rows held now."""
+
+    def refresh(self, bootstrap: Bootstrap) -> None:
+        """Follow the critic: called after every write of the run, with a function that is not to be kept."""
+        return
+
+    def cut_episodes(self) -> None:
+        """The environments were reset: no episode goes on."""
+        return
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """What the last ``forward`` on ``td`` did: rows used, neighbours found, effective strength, and more."""
@@ -154,7 +166,7 @@ class Memory:
     @property
     def reads(self) -> list[Any]:
         """Entries of environments and policies that the operators read: a replay has to keep them."""
-        keys = (key for operator in self.operators.values() for key in (*operator.in_keys, *operator.write_keys))
+        keys = (key for operator in self.operators.values() for key in (*operator.in_keys, *_written_late(operator)))
         roots = {key: key if isinstance(key, str) else key[0] for key in keys}
         return [key for key, root in roots.items() if root not in (Keys.learn, Keys.row)]
 
@@ -186,6 +198,17 @@ class Memory:
                 with self.timed():
                     operator.write(td)
 
+    def refresh(self, bootstrap: Bootstrap) -> None:
+        """See `MemoryOperator.refresh`."""
+        for operator in self.operators.values():
+            with self.timed():
+                operator.refresh(bootstrap)
+
+    def cut_episodes(self) -> None:
+        """See `MemoryOperator.cut_episodes`."""
+        for operator in self.operators.values():
+            operator.cut_episodes()
+
     def state_dict(self) -> dict[str, dict[str, object]]:
         """The operators' state, by name."""
         return {name: dict(operator.state_dict()) for name, operator in self.operators.items()}
@@ -202,3 +225,8 @@ class Memory:
             )
         for name, operator in self.operators.items():
             operator.load_state_dict(state[name])
+
+
+def _written_late(operator: MemoryOperator) -> list[Any]:
+    """What is written of the rows of an update; what is written of the collection lies in the collected batch."""
+    return operator.write_keys if operator.writes_on == "update" else []

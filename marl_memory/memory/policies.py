@@ -30,10 +30,13 @@ class Placement(NamedTuple):
 class Policy(Protocol):
     """Decides where rows go, and moves the store's counters."""
 
-    def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
+    def place(
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+    ) -> Placement:
         """Places for rows ``[G, R]``, of which ``live`` ``[G, R]`` count.
 
-        ``keys`` ``[G, R, F]`` are as the store measures distances; ``nearest`` is what lies near them now, if known.
+        ``keys`` ``[G, R, F]`` are as the store measures distances; ``nearest`` is what lies near them now, if known;
+        ``score`` ``[G, R]`` is the first number of their payloads, averaged over the living.
         """
         ...
 
@@ -46,7 +49,9 @@ def _rank(live: Tensor) -> Tensor:
 class Fifo(nn.Module):
     """The newest rows stay: the uncompressed control."""
 
-    def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
+    def place(
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+    ) -> Placement:
         """Round the ring; of more rows than it holds, the last."""
         total = live.sum(1, keepdim=True)
         rank = _rank(live)
@@ -56,6 +61,60 @@ class Fifo(nn.Module):
         return Placement(slot, live & (rank >= total - store.rows), torch.zeros_like(live))
 
 
+SAME = 1e-3
+"""Keys that are no farther apart, in scaled units, are one to `Best`."""
+
+
+class Best(nn.Module):
+    """Of rows with the same key (within `SAME`) the one with the highest score stays; else the newest rows do.
+
+    A row so belongs to one row of the run always: nothing is averaged.  What is about to be overwritten, as the oldest
+    of its bank, is compared with nothing.
+
+    Reference: Blundell et al., "Model-Free Episodic Control" (2016), equation 1, where the score is a return.
+    """
+
+    def place(
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+    ) -> Placement:
+        """See the class."""
+        count = live.sum(1, keepdim=True)
+        if nearest is None:
+            nearest = store.nearest_scaled(keys, 1)
+        row, near = nearest.rows[..., 0], nearest.squared[..., 0] <= SAME**2
+        going = (row - store.written.unsqueeze(1)) % store.rows < count
+        known = live & near & ~going
+        # One row of each group: of those that are near a stored row, by it; of the others, by the cell of their key.
+        cells = torch.where(known.unsqueeze(-1), 0.0, (keys / SAME).round()).to(torch.int64)
+        bank = store.bank_numbers.expand_as(row)
+        groups = torch.cat([torch.stack([bank, torch.where(known, row, -1)], -1), cells], -1).flatten(0, 1)
+        group = groups.unique(dim=0, return_inverse=True)[1]
+        best = live & _first_best(score, live, group).view_as(live)
+        stored = store.take(store.values, row.unsqueeze(-1)).squeeze(2)
+        better = score > score_of(stored[..., 0], stored[..., -1] > 0)
+        added = best & ~known
+        slot = torch.where(known, row, (store.written.unsqueeze(1) + _rank(added)) % store.rows)
+        total = added.sum(1, keepdim=True)
+        fresh = (added & (_rank(added) >= total - store.rows)) | (best & known & better)
+        store.written += total.squeeze(1)
+        torch.clamp(store.written, max=store.rows, out=store.held)
+        return Placement(slot, fresh, torch.zeros_like(live))
+
+
+def score_of(x: Tensor, live: Tensor) -> Tensor:
+    """Means ``[G, R]`` of ``x`` ``[G, R, S]`` over the payloads that are ``live``."""
+    return torch.where(live, x, 0.0).sum(-1) / live.sum(-1).clamp(min=1)
+
+
+def _first_best(score: Tensor, live: Tensor, group: Tensor) -> Tensor:
+    """``[G · R]`` bool: the first live row with the highest ``score`` ``[G, R]`` of each ``group`` ``[G · R]``."""
+    score, number = torch.where(live, score, -torch.inf).flatten(), torch.arange(len(group), device=group.device)
+    highest = torch.full_like(score, -torch.inf).scatter_reduce(0, group, score, "amax")
+    leading = live.flatten() & (score == highest[group])
+    number = torch.where(leading, number, len(number))
+    return leading & (number == torch.full_like(number, len(number)).scatter_reduce(0, group, number, "amin")[group])
+
+
 class Merge(nn.Module):
     """Rows are appended until the bank is full; then a row near another is averaged into it.
 
@@ -63,7 +122,9 @@ class Merge(nn.Module):
     the one with the least mass × age decay.
     """
 
-    def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
+    def place(
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+    ) -> Placement:
         """See the class."""
         free = store.rows - store.held.unsqueeze(1)
         appended = live & ((rank := _rank(live)) < free)
@@ -110,7 +171,9 @@ class SimHash(nn.Module):
         self.planes: Tensor
         self.register_buffer("planes", torch.randn(features, self.bits, generator=generator))
 
-    def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
+    def place(
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+    ) -> Placement:
         """The signs of the projections, around the mean of the recent keys, are the row's number."""
         signs = ((keys - store.centre.unsqueeze(1)) @ self.planes) > 0
         slot = (signs.long() << torch.arange(self.bits, device=keys.device)).sum(-1)

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from marl_memory.networks.deterministic import ActionVector
 from marl_memory.spec import TaskSpec
 
 ScopeName = Literal["per_agent", "shared", "centralized"]
@@ -30,12 +31,13 @@ class Scope(nn.Module):
     Args:
         name: ``per_agent``, ``shared`` or ``centralized``.
         spec: the task.
+        actions: whether an action is part of a key: the own one, or in the team's state all agents'.
 
     Raises:
         ValueError: for another name.
     """
 
-    def __init__(self, name: str, spec: TaskSpec) -> None:
+    def __init__(self, name: str, spec: TaskSpec, *, actions: bool = False) -> None:
         super().__init__()
         if name not in SCOPES:
             raise ValueError(f"scope={name!r} must be one of {', '.join(SCOPES)}")
@@ -63,6 +65,9 @@ class Scope(nn.Module):
         self.joint = name == "centralized"
         self.features = spec.state_size if self.joint else spec.observation_size
         """F, of a key."""
+        self.vectors = ActionVector(spec) if actions else None
+        if actions:
+            self.features += spec.action_size * (self.n_agents if self.joint else 1)
         self.own_state = spec.own_state
         self.valid: Tensor
         self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
@@ -94,7 +99,7 @@ class Scope(nn.Module):
         return rows
 
     def keys_of(self, td: TensorDictBase) -> Tensor:
-        """What rows are found by: own observations ``[G, R, F]``, or the state ``[1, R, F]``.
+        """What rows are found by: own observations ``[G, R, F]``, or the state ``[1, R, F]``; actions behind them.
 
         Padding and the dead have 0 there, whatever ``td`` holds.
         """
@@ -102,8 +107,20 @@ class Scope(nn.Module):
         counts = alive.unsqueeze(-1) & self.valid
         if self.joint:  # a state that is all observations has dead agents and padding in it too
             counts = alive.any(-1, keepdim=True) if self.own_state else counts.flatten(-2)
-            return torch.where(counts, td.get(self.key_names.state), 0.0).reshape(1, -1, self.features)
-        return self.to_banks(torch.where(counts, td.get(self.key_names.observation), 0.0)).squeeze(2)
+            state = torch.where(counts, td.get(self.key_names.state), 0.0)
+            return self._with_action(state, td, alive).reshape(1, -1, self.features)
+        observation = torch.where(counts, td.get(self.key_names.observation), 0.0)
+        return self.to_banks(self._with_action(observation, td, alive)).squeeze(2)
+
+    def _with_action(self, key: Tensor, td: TensorDictBase, alive: Tensor) -> Tensor:
+        """``key`` ``[*B, F']`` or ``[*B, A, F']``, and the actions behind it where they are part of it."""
+        if self.vectors is None:
+            return key
+        action = td.get(self.key_names.action)
+        action = torch.where(alive.reshape(*alive.shape, *[1] * (action.ndim - alive.ndim)), action, 0)
+        vector = self.vectors.encode(action)
+        vector = torch.where(alive.unsqueeze(-1) & self.vectors.valid, vector, 0.0)
+        return torch.cat([key, vector.flatten(-2) if self.joint else vector], -1)
 
     def to_banks(self, x: Tensor, trailing: int = 1) -> Tensor:
         """``[*B, A, …] → [G, R, S, …]`` with ``trailing`` dimensions behind the agents'."""

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from marl_memory.functional.neighbours import nearest
 from marl_memory.memory.index import SEARCHES, Lists
-from marl_memory.memory.policies import Fifo, Merge, Policy, SimHash
+from marl_memory.memory.policies import Best, Fifo, Merge, Policy, SimHash, score_of
 
 POLICIES = ("merge", "fifo", "simhash")
 
@@ -22,6 +22,8 @@ SAMPLE = 256
 
 LEAST_SCALE = 1e-3
 """The least standard deviation that a feature is divided by, in its own units."""
+
+MAKERS = {"merge": Merge, "fifo": Fifo, "best": Best}
 
 LEAST_BANDWIDTH = 1e-6
 """In scaled units: keys that coincide have distance 0, and still need a width."""
@@ -61,13 +63,14 @@ class RingStore(nn.Module):
         payloads: S, in a row.
         payload_size: P.
         signal_size: of how many of the payload's leading entries the second moment is kept; None: of all.
-        policy: ``merge``, ``fifo`` or ``simhash`` (see `policies`).
+        policy: ``merge``, ``fifo``, ``simhash`` or ``best`` (see `policies`).
         neighbours: K.
         half_life: environment steps after which a row counts half; None: rows do not age.
         mass_limit: the most that a row's mass grows to.
         search: ``exact``, or ``lists``: an index for large banks, see `Lists`; scales stay as they are once there
             are lists.
         probes: of ``lists``.
+        least_bandwidth: the least h, in scaled units.
         generator: where ``simhash`` draws its projections, and ``lists`` its centroids.
 
     Raises:
@@ -90,11 +93,12 @@ class RingStore(nn.Module):
         mass_limit: float = 100.0,
         search: str = "exact",
         probes: int = 16,
+        least_bandwidth: float = LEAST_BANDWIDTH,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if policy not in POLICIES:
-            raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
+        if policy not in (*POLICIES, "best"):
+            raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)} or best")
         if rows < neighbours:
             raise ValueError(
                 f"neighbours={neighbours} are more than the {rows} rows that capacity and budget give each bank"
@@ -105,7 +109,7 @@ class RingStore(nn.Module):
             raise ValueError("search='lists' needs a generator, and another policy than 'simhash', which leaves gaps")
         self.banks, self.rows, self.payloads, self.neighbours = banks, rows, payloads, neighbours
         self.decay = 0.0 if half_life is None else math.log(2) / half_life
-        self.mass_limit = mass_limit
+        self.mass_limit, self.least_bandwidth = mass_limit, least_bandwidth
         self.signal_size = payload_size if signal_size is None else signal_size
         compared = features if projection is None else projection
         self.planes: Tensor | None
@@ -181,7 +185,7 @@ class RingStore(nn.Module):
             if generator is None:
                 raise ValueError("policy='simhash' draws projections: it needs a generator")
             return SimHash(features, self.rows, generator)
-        return Merge() if name == "merge" else Fifo()
+        return MAKERS[name]()
 
     @property
     def payload(self) -> Tensor:
@@ -215,7 +219,7 @@ class RingStore(nn.Module):
         self.scale.fill_(1.0)
         self.numbers.fill_(-1)
         self.utility.fill_(-torch.inf)
-        self.bandwidth.fill_(LEAST_BANDWIDTH)
+        self.bandwidth.fill_(self.least_bandwidth)
         if self.index is not None:
             self.index.clear()
 
@@ -299,7 +303,8 @@ class RingStore(nn.Module):
             live = live & offered.unsqueeze(-1)
         self._sample(keys, offered)
         self._measure_when_due()
-        slot, fresh, merged = self.policy.place(self, self._scaled(keys), offered, found)
+        score = score_of(payload[..., 0], live)
+        slot, fresh, merged = self.policy.place(self, self._scaled(keys), offered, found, score)
         at = slot + self.bank_numbers * self.rows
         if numbers is None:
             numbers = torch.full_like(at, -1)
@@ -403,7 +408,7 @@ class RingStore(nn.Module):
             slope = torch.zeros_like(far)
         held = torch.minimum(self.sampled, torch.full_like(count, self.rows)).clamp(min=1)
         ratio = count.clamp(min=1) / held
-        return (far * ratio**slope).clamp(min=LEAST_BANDWIDTH)
+        return (far * ratio**slope).clamp(min=self.least_bandwidth)
 
     def _distances(self, keys: Tensor, count: Tensor, valid: Tensor, k: int) -> Tensor:
         """Medians ``[G, k]`` of the distances to the 1st … k-th other among the first ``count`` ``keys`` ``[G, M, F]``.

@@ -13,8 +13,8 @@ from marl_memory.memory.kept import KeptNeighbours
 from marl_memory.memory.operator import Payloads, check_positive, put
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.sketch import FourierSketch
+from marl_memory.memory.store import LEAST_BANDWIDTH, Neighbours, RingStore
 from marl_memory.memory.store import POLICIES as RING_POLICIES
-from marl_memory.memory.store import Neighbours, RingStore
 from marl_memory.spec import TaskSpec
 
 POLICIES = (*RING_POLICIES, "fourier")
@@ -55,6 +55,8 @@ class Trace(nn.Module):
         keep_neighbours: writes for which a row of the replay keeps its neighbours, see `KeptNeighbours`; None: they are
             searched for at every draw.
         keep_rows: of how many rows of the replay.
+        actions: whether an action is part of a key, see `Scope`.
+        least_bandwidth: see `RingStore`.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Trace(nn.Module):
         sketch_size: int = 512,
         keep_neighbours: int | None = None,
         keep_rows: int = 1_000_000,
+        actions: bool = False,
+        least_bandwidth: float = LEAST_BANDWIDTH,
     ) -> None:
         super().__init__()
         if payloads not in ("own", "shuffled"):
@@ -86,10 +90,10 @@ class Trace(nn.Module):
         if min_rows is not None and min_rows < 0:
             raise ValueError(f"min_rows={min_rows!r} must not be negative")
         self.spec, self.shuffled = spec, payloads == "shuffled"
-        self.scope = Scope(scope or "shared", spec)
+        self.scope = Scope(scope or "shared", spec, actions=actions)
         rows = self.scope.rows_per_bank(capacity, budget)
         self.generator = Generator().manual_seed(seed)
-        if policy not in POLICIES:
+        if policy not in (*POLICIES, "best"):
             raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
         sizes: dict[str, Any] = {
             "banks": self.scope.banks,
@@ -107,7 +111,13 @@ class Trace(nn.Module):
             self.store = FourierSketch(**sizes, size=sketch_size)
         else:
             self.store = RingStore(
-                **sizes, rows=rows, signal_size=signal_size, policy=policy, search=search, projection=projection
+                **sizes,
+                rows=rows,
+                signal_size=signal_size,
+                policy=policy,
+                search=search,
+                projection=projection,
+                least_bandwidth=least_bandwidth,
             )
         self.kept = None
         if keep_neighbours is not None:
@@ -123,7 +133,12 @@ class Trace(nn.Module):
             self.entries[self.rows_key] = Entry((*own, neighbours), torch.int64)
             self.entries[self.squared_key] = Entry((*own, neighbours))
         k = spec.keys
-        self.in_keys = [k.state if self.scope.joint else k.observation, k.alive, k.row]
+        self.in_keys = [
+            k.state if self.scope.joint else k.observation,
+            k.alive,
+            k.row,
+            *([k.action] if actions else []),
+        ]
 
     @property
     def payloads(self) -> Payloads | None:
@@ -172,7 +187,7 @@ class Trace(nn.Module):
 
     @torch.no_grad()
     def write(self, td: TensorDictBase, payload: Tensor) -> None:
-        """Remember ``payload`` ``[*B, A, P]`` of the living; follows `find` on the same rows."""
+        """Remember ``payload`` ``[*B, A, P]`` of the living; a `find` on the same rows saves a search."""
         live, rows = self.scope.living(td.get(self.spec.keys.alive)), self.scope.to_banks(payload)
         if self.shuffled:
             order = torch.randperm(rows.shape[1], generator=self.generator)
@@ -180,9 +195,10 @@ class Trace(nn.Module):
         if isinstance(self.store, FourierSketch):
             self.store.write(self.scope.keys_of(td), rows, live)
             return
-        found = Neighbours(self._to_banks(td.get(self.rows_key)), self._to_banks(td.get(self.squared_key)))
-        numbers = self._numbers(td)
-        if self.kept is not None and numbers is not None:
+        found, numbers = None, self._numbers(td)
+        if (near := td.get(self.rows_key, None)) is not None:
+            found = Neighbours(self._to_banks(near), self._to_banks(td.get(self.squared_key)))
+        if self.kept is not None and numbers is not None and found is not None:
             self.kept.keep(found.rows, numbers)
         self.store.write(self.scope.keys_of(td), rows, live, numbers, found)
 

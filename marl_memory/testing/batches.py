@@ -48,6 +48,9 @@ SPECS = (
 def make_batch(operator: MemoryOperator, spec: TaskSpec, *shape: int, seed: int, room: bool = True) -> TensorDict:
     """A batch ``[*B]`` as the operator's host hands it over: all agents alive, observations around 0.
 
+    For the stages TARGET and REPLAY every row is an episode of one step: what such operators learn of it is known with
+    it, whatever the shape of the batch.
+
     Args:
         operator: what it asks for is written, and room is made for its entries.
         spec: the task.
@@ -73,9 +76,11 @@ def make_batch(operator: MemoryOperator, spec: TaskSpec, *shape: int, seed: int,
         if not spec.continuous:
             td.set((*prefix, *k.action_mask), mask.clone())
     for name in (k.done, k.terminated, k.truncated, *((k.success,) if spec.has_success else ())):
-        td.set(("next", name), torch.zeros(*shape, 1, dtype=torch.bool))
+        ends = name in (k.done, k.terminated) and operator.stage in (Stage.TARGET, Stage.REPLAY)
+        td.set(("next", name), torch.full((*shape, 1), ends))
     td.set(("next", *k.reward), normal(a, 1) if not spec.common_reward else normal(1, 1).expand(*shape, a, 1).clone())
-    td.set(("next", *k.discount), torch.ones(*shape, a, 1))
+    td.set(("next", *k.discount), (~td.get(("next", k.terminated))).float().unsqueeze(-2).expand(*shape, a, 1).clone())
+    td.get(("next", *k.alive)).logical_and_(~td.get(("next", k.terminated)))
     logits = torch.where(mask, normal(a, p), torch.finfo(torch.float32).min)
     action = normal(a, p).tanh() if spec.continuous else logits.argmax(-1)
     td.set(k.action, action)
@@ -114,6 +119,7 @@ def _nothing(spec: TaskSpec) -> tuple[Any, ...]:
 _ABSENT = {
     Stage.GRADIENT: lambda spec: (spec.keys.value_output, spec.keys.value, spec.keys.next_value, spec.keys.advantage),
     Stage.REGION: lambda spec: (spec.keys.row, spec.keys.action_gradient),
+    Stage.REPLAY: lambda spec: (spec.keys.row, spec.keys.action_gradient),
 }
 """What the only hosts that have a stage do not write."""
 

@@ -33,7 +33,7 @@ class Recall(NamedTuple):
     """What a host reads after ``forward``.
 
     Args:
-        read: by key, entries of the host that were set, and REGION's references and weights.
+        read: by key, entries of the host that were set, REGION's references and weights, and REPLAY's rows.
         acted: ``[*B, A]`` bool, where memory changes anything for the host.
     """
 
@@ -65,9 +65,10 @@ class Case:
         return self.make(spec=self.spec, seed=self.seed)
 
     def batch(self, seed: int, *shape: int, room: bool = True, away: float = 0.0) -> TensorDict:
-        """See `make_batch`; where ``away`` is not 0 all observations and states are there."""
+        """See `make_batch`; where ``away`` is not 0 all observations and states are there, and all do the same."""
         td = make_batch(self.template, self.spec, *(shape or (ROWS,)), seed=seed, room=room)
         if away:
+            td.get(self.keys.action).zero_()
             observation, state = td.get(self.keys.observation), td.get(self.keys.state)
             observation.copy_(torch.where(self.valid, away, 0.0).expand_as(observation))
             state.copy_(torch.full_like(state, away) if self.spec.own_state else observation.flatten(-2))
@@ -119,7 +120,7 @@ class Case:
         acted = torch.zeros(*td.batch_size, self.spec.n_agents, dtype=torch.bool, device=td.device)
         for key in map(path_of, operator.out_keys):
             value, own, weight = after.get(key), key in entries, key[-1] in WEIGHTS
-            if own and not weight and key[: len(self.keys.region)] != self.keys.region:
+            if own and not weight and key[:2] not in (self.keys.region, self.keys.replay):
                 continue  # the operator's own report
             read[key] = value
             if weight or not own:
@@ -135,12 +136,19 @@ class Case:
 
 
 def step(operator: MemoryOperator, td: TensorDictBase) -> None:
-    """Recall and write, in the host's order."""
+    """Recall, write and refresh, in the host's order."""
     if operator.writes_on == "collection":
         operator.write(td)
     operator(td)
     if operator.writes_on == "update":
         operator.write(td)
+    operator.refresh(values)
+
+
+def values(td: TensorDictBase) -> Tensor:
+    """``[*B, A, 2]``: what an algorithm lends; here of the observations, between −1 and 1."""
+    observation = next(x for key, x in td.items(True, True) if path_of(key)[-1] == "observation")
+    return observation.mean(-1, keepdim=True).tanh().expand(*observation.shape[:-1], 2)
 
 
 def copy_of(td: TensorDict) -> TensorDict:

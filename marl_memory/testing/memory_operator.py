@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from marl_memory.memory.operator import MemoryOperator, Stage
-from marl_memory.memory.policies import Fifo, Merge
+from marl_memory.memory.policies import Best, Fifo, Merge
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.store import RingStore
 from marl_memory.spec import TaskSpec
@@ -83,7 +83,7 @@ def _holds(parts: list[nn.Module]) -> Holds:
     policies = [part.policy for part in parts if isinstance(part, RingStore)]
     if not policies:
         return "means"
-    return "newest" if isinstance(policies[0], Fifo) else "rows" if isinstance(policies[0], Merge) else "means"
+    return "newest" if isinstance(policies[0], Fifo) else "rows" if isinstance(policies[0], Merge | Best) else "means"
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
@@ -227,6 +227,35 @@ def takes_any_batch_shape(case: Case) -> None:
     step(case.filled(), case.batch(506, 1))
 
 
+def waits_for_episodes_to_end(case: Case) -> None:
+    """Nothing is remembered of an episode before it ends, wherever batches are cut."""
+    if not hasattr(case.template, "n_envs"):
+        return  # it knows of no episodes
+    k, whole, parts = case.keys, case.build(), case.build()
+    td = case.batch(517, 12).unlock_()
+    ends = {k.terminated: torch.arange(12) == 5, k.truncated: torch.arange(12) == 9}
+    ends[k.done] = ends[k.terminated] | ends[k.truncated]
+    for name, at in ends.items():
+        td.get(("next", name)).copy_(at.unsqueeze(-1))
+    alive = ~ends[k.terminated].unsqueeze(-1).expand(12, case.spec.n_agents)
+    td.get(("next", *k.alive)).copy_(alive)
+    td.get(("next", *k.discount)).copy_(alive.unsqueeze(-1))
+    lengths = []
+    for piece in td.split(4):
+        step(parts, piece.clone().lock_())
+        lengths.append(len(parts))
+    step(whole, td.lock_())
+    assert lengths[0] == 0, f"it holds {lengths[0]} rows of an episode that still runs"
+    assert 0 < lengths[1] <= lengths[2], f"after episodes ended it holds {lengths[1:]} rows"
+    equal = len(set(zip(case.spec.observation_sizes, case.spec.action_sizes, strict=True))) == 1
+    # Among agents of several kinds a control that shuffles payloads may drop some rows.
+    assert lengths[2] == len(whole) or not equal, f"in three batches it took in {lengths[2]} rows, in one {len(whole)}"
+    whole.cut_episodes()
+    held = len(whole)
+    step(whole, case.batch(518, 1))
+    assert len(whole) <= held + max(case.spec.n_agents, 1), "it remembers steps of an episode that a reset cut"
+
+
 def remembers_after_the_wrap(case: Case) -> None:
     """A full memory remembers what is written now."""
     operator = case.full()
@@ -340,8 +369,11 @@ def ignores_padding(case: Case) -> None:
                 x.copy_(torch.where(valid, x, garbage))
         if not case.spec.own_state:
             td.get(k.state).copy_(td.get(k.observation).flatten(-2))
-        read = case.recall(operator, td).read.items()
-        reads.append({key: torch.where(actions, x, 0.0) if x.shape[1:] == actions.shape else x for key, x in read})
+        read = case.recall(operator, td).read
+        for key, x in read.items():
+            if x.shape[1:] == actions.shape and key != k.value_target and key[:2] != k.replay:
+                read[key] = torch.where(actions, x, 0)
+        reads.append(read)
         step(operator, td)
         states.append(state_of(operator))
     assert not (differing := changed(*reads)), f"padding of the batch reaches {differing}"
@@ -353,9 +385,13 @@ def leaves_masked_actions_alone(case: Case) -> None:
     k, td = case.keys, case.batch(513)
     allowed = torch.tensor(case.spec.action_valid).expand(ROWS, -1, -1)
     allowed = allowed if case.spec.continuous else td.get(k.action_mask)
-    for key, x in case.recall(case.filled(), td).read.items():
-        if x.shape != allowed.shape:
-            continue
+    read = case.recall(case.filled(), td).read
+    for key, x in read.items():
+        if key[:2] == k.replay and key[3:] == k.action and not case.spec.continuous:
+            own, used = read[(*key[:3], *k.action_mask)], read[(*key[:3], "policy_weight")] != 0
+            assert own.gather(-1, x.unsqueeze(-1)).squeeze(-1)[used].all(), f"{key} was masked where it was taken"
+        if x.shape != allowed.shape or key == k.value_target or (key[:2] == k.replay and key[3:] != k.action):
+            continue  # not about actions
         if key[-1] == "log_probs":
             assert not x.exp()[~allowed].any(), f"{key} gives probability to actions that are masked"
             assert torch.allclose(x.exp().sum(-1), torch.ones(1), atol=1e-4), f"{key} does not add up to 1"
@@ -398,6 +434,7 @@ PROPERTIES = (
     strength_0_is_absent,
     takes_any_batch_shape,
     forgets_when_told,
+    waits_for_episodes_to_end,
     remembers_after_the_wrap,
     holds_exactly_the_newest,
     does_not_recall_itself,

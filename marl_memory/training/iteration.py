@@ -58,7 +58,7 @@ class OnPolicyIteration:
         )
 
     def __call__(self) -> Report:
-        """Batch → REWARD → advantages, targets → TARGET → REGION, REPLAY → minibatch steps → write."""
+        """Batch → REWARD → advantages, targets → TARGET → REGION, REPLAY → minibatch steps → write, refresh."""
         memory, algorithm = self.memory, self.algorithm
         batch, episodes = self.collector.collect()  # env → policy → ACT → env
         memory.write("collection", batch)
@@ -69,16 +69,19 @@ class OnPolicyIteration:
         memory.act(Stage.TARGET, batch)
         memory.act(Stage.REGION, batch)
         memory.act(Stage.REPLAY, batch)
-        metrics |= {key: value.item() for key, value in memory.metrics(Stage.REGION, batch).items()}
+        for stage in (Stage.TARGET, Stage.REGION, Stage.REPLAY):
+            metrics |= {key: value.item() for key, value in memory.metrics(stage, batch).items()}
         losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
         algorithm.finish_update(batch)
 
         memory.write("update", batch)
+        memory.refresh(algorithm.bootstrap_values)
         return Report(episodes, metrics, losses)
 
     def cut_episodes(self) -> None:
         """The environments are reset."""
         self.algorithm.cut_episodes()
+        self.memory.cut_episodes()
 
     def save_parts(self, add: Callable[[str, bytes], str]) -> dict[str, str]:
         """Nothing is kept beside the state."""
@@ -161,6 +164,7 @@ class OffPolicyIteration:
             batch, ended = self.collector.collect()
             self.replay.extend(batch)
             self.memory.write("collection", batch)
+            self.memory.refresh(self.algorithm.bootstrap_values)
             episodes.append(ended)
             losses += [self.update(self.replay.draw()) for _ in range(self._updates_due())]
         return Report(concatenate(episodes), {"replay/rows": len(self.replay)}, losses)
@@ -172,7 +176,7 @@ class OffPolicyIteration:
         memory.act(Stage.REWARD, rows)
         algorithm.compute_targets(rows)
         memory.act(Stage.TARGET, rows)
-        report = algorithm.update_critic(rows)
+        report = algorithm.update_critic(rows) | memory.metrics(Stage.TARGET, rows)
         if algorithm.actor_is_due:
             algorithm.compute_action_gradient(rows)
             memory.act(Stage.GRADIENT, rows)
@@ -196,6 +200,7 @@ class OffPolicyIteration:
         """The environments are reset."""
         self.algorithm.cut_episodes()
         self.replay.cut_episodes()
+        self.memory.cut_episodes()
 
     def save_parts(self, add: Callable[[str, bytes], str]) -> dict[str, str]:
         """Write the steps since the last time through ``add(name, bytes)``, which returns a checksum.

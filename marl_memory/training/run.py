@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from marl_memory.algorithms.algorithm import Algorithm, derive_seed
+from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, derive_seed
 from marl_memory.memory.operator import Memory
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.deterministic import DeterministicActor
@@ -79,6 +79,10 @@ HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).paramet
 BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
 """Parameters of a section's target that the run hands over."""
 
+BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy")
+"""Parameters of operators that the run hands over to those that take them: the task, a seed, N and the vector steps of
+the batches they are written from, and whether the host learns Q(s, a) from a replay."""
+
 MAY_CHANGE = (
     "logger.",
     "training.stop_at_frames",
@@ -134,12 +138,20 @@ def algorithms_for(kind: str) -> list[str]:
     return [name for name, node in nodes.items() if kind in getattr(locate("algorithm", node), "actions", ())]
 
 
-def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int) -> Memory:
-    """The operators of ``config["memory"]``, each handed the task and a seed derived from the run's and its name."""
-    return Memory(
-        (name, instantiate(f"memory.{name}", node, spec=spec, seed=derive_seed(seed, "memory", name)))
-        for name, node in nodes.items()
-    )
+def make_memory(
+    nodes: Mapping[str, Any], spec: TaskSpec, seed: int, *, n_envs: int, batch_steps: int, off_policy: bool
+) -> Memory:
+    """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
+    what else of `BUILT_FOR_MEMORY` it takes.
+    """
+    host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy}
+
+    def operator(name: str, node: Mapping[str, Any]) -> Any:
+        takes = inspect.signature(locate(f"memory.{name}", node)).parameters
+        more = {key: value for key, value in host.items() if key in takes}
+        return instantiate(f"memory.{name}", node, spec=spec, seed=derive_seed(seed, "memory", name), **more)
+
+    return Memory((name, operator(name, node)) for name, node in nodes.items())
 
 
 def check_config(config: Mapping[str, Any]) -> Schedule:
@@ -166,7 +178,7 @@ def check_config(config: Mapping[str, Any]) -> Schedule:
     for name, built in BUILT.items():
         check_node(name, config[name], built=built)
     for name, node in memory.items():
-        check_node(f"memory.{name}", node, built=("spec", "seed"))
+        check_node(f"memory.{name}", node, built=BUILT_FOR_MEMORY)
     return schedule
 
 
@@ -181,9 +193,18 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     torch.set_num_threads(threads)
     logger = Logger(folder, total_frames=schedule.total_frames, config=config, **config["logger"])
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
+    algorithm = make_algorithm(config, env.task_spec)
+    replay = algorithm.replay if isinstance(algorithm, OffPolicyAlgorithm) else None
     return Trainer(
-        algorithm=make_algorithm(config, env.task_spec),
-        memory=make_memory(config.get("memory") or {}, env.task_spec, seed),
+        algorithm=algorithm,
+        memory=make_memory(
+            config.get("memory") or {},
+            env.task_spec,
+            seed,
+            n_envs=n_envs,
+            batch_steps=schedule.steps if replay is None else replay.train_every,
+            off_policy=replay is not None,
+        ),
         env=env,
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,

@@ -284,6 +284,17 @@ def test_a_restored_learner_continues_bit_for_bit(kind: type[DDPG] | type[TD3], 
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("kind", [DDPG, TD3])
+def test_lent_values_draw_nothing(kind: type[DDPG] | type[TD3], continuous: bool) -> None:
+    host = kind(spec=task(continuous=continuous), network=BODY, seed=0, **SMALL).double()
+    rows, before = draw(host, 0), host.generator.get_state()
+    first = host.bootstrap_values(rows)
+    assert first.shape == (*rows.batch_size, 3, 1 if kind is DDPG else 2)
+    assert torch.equal(first, host.bootstrap_values(rows))
+    assert torch.equal(before, host.generator.get_state())
+
+
 def test_td3_waits_with_the_actor_and_smooths_the_target() -> None:
     host = TD3(spec=task(1), network=BODY, seed=0, policy_delay=3, **SMALL)
     moved = []

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Generator, Tensor
 
-from marl_memory.functional.returns import discounted_sum, gae, masked_mean
+from marl_memory.functional.returns import discounted_returns, discounted_sum, gae, masked_mean
 
 
 def column(*values: float) -> Tensor:
@@ -136,3 +136,45 @@ def test_masked_mean_of_nothing_is_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_masked_mean_keeps_the_type(dtype: torch.dtype) -> None:
     assert masked_mean(torch.ones(2, dtype=dtype), torch.tensor([True, False])).dtype == dtype
+
+
+# -------------------------------------------------------------------------------------------------- discounted_returns
+
+
+def test_discounted_returns_by_hand() -> None:
+    """Terminated at 1 (no value is read), truncated at 3 with value 10, open at the end."""
+    reward = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    discount = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    cut = torch.tensor([False, True, False, True, False, False])
+    tail = torch.tensor([torch.nan, 99.0, torch.nan, 10.0, torch.nan, torch.nan])
+    expected = [1 + 0.5 * 2, 2.0, 3 + 0.5 * (4 + 0.5 * 10), 4 + 0.5 * 10, 5 + 0.5 * 6, 6.0]
+    assert discounted_returns(reward, discount, cut, tail, gamma=0.5).tolist() == expected
+
+
+def test_discounted_returns_are_gae_of_lambda_1_above_a_value_of_0() -> None:
+    g = Generator().manual_seed(0)
+    reward, tail = torch.randn(2, 30, 4, 2, generator=g)
+    cut = (torch.rand(30, 4, 1, generator=g) < 0.2).expand(30, 4, 2)
+    discount = torch.where(torch.rand(30, 4, 2, generator=g) < 0.9, 1.0, 0.0)
+    zero = torch.zeros_like(reward)
+    mine = discounted_returns(reward, discount, cut, tail, gamma=0.9)
+    other = torch.where(cut, tail, 0.0)  # V(s_{t+1}) is read at the cuts only
+    expected = reward.clone()
+    for t in range(29, -1, -1):
+        after = other[t] if t == 29 else torch.where(cut[t], other[t], expected[t + 1])
+        expected[t] += 0.9 * discount[t] * after
+    torch.testing.assert_close(mine, expected)
+    alive = torch.ones_like(discount)
+    torch.testing.assert_close(
+        discounted_returns(reward, alive, cut, zero, gamma=0.9),
+        gae(reward, zero, zero, alive, cut, gamma=0.9, lam=1.0),
+    )
+
+
+def test_a_return_that_is_not_finite_stays_in_its_episode() -> None:
+    reward = torch.tensor([1.0, 2.0, torch.inf, 4.0, torch.nan])
+    cut = torch.tensor([False, True, False, True, False])
+    one = torch.ones(5)
+    found = discounted_returns(reward, one, cut, torch.zeros(5), gamma=0.5)
+    assert found[:2].tolist() == [2.0, 2.0] and found[3] == 4.0
+    assert not found[2].isfinite() and not found[4].isfinite()

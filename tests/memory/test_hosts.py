@@ -38,7 +38,17 @@ OFF_POLICY = [
 ]
 REGION = ["memory=[mnemo_region]", "memory.mnemo_region.min_rows=16"]
 GRADIENT = ["memory=[mnemo_gradient]", "memory.mnemo_gradient.min_rows=16"]
-STRENGTH = {"mnemo_region": "omega", "mnemo_gradient": "beta"}
+SIL = ["memory=[sil]"]
+RETURNS = ["memory=[return_memory]", "memory.return_memory.min_rows=16"]
+STRENGTH = {
+    "mnemo_region": "omega",
+    "mnemo_gradient": "beta",
+    "sil": "effective_strength",
+    "return_memory": "effective_strength",
+}
+USED = ("sil", "return_memory")
+"""Memories that report how many rows they used."""
+OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3")
 
 TEAMS = ["mamujoco/half_cheetah_2x3", "mpe/simple_spread", "smax/3m"]
 TABLE = [
@@ -50,6 +60,9 @@ TABLE = [
         for env in ("mujoco/half_cheetah", "box2d/lunar_lander_continuous")
     ),
     *((algorithm, env, GRADIENT) for algorithm in ("maddpg", "matd3") for env in TEAMS),
+    # Tasks whose episodes end within these few frames.
+    *((algorithm, "smax/3m", SIL) for algorithm in ("ppo", "mappo")),
+    *((algorithm, env, RETURNS) for algorithm in ("mappo", "maddpg") for env in ("mpe/simple_spread", "smax/3m")),
 ]
 NEEDS = {"box2d": "Box2D", "mujoco": "mujoco", "mamujoco": "gymnasium_robotics", "mpe": "mpe2", "smax": "jaxmarl"}
 
@@ -76,6 +89,7 @@ def assert_used(rows: list[dict[str, str]], memory: str) -> None:
         row = next(row for row in rows if row["frames"] == frames)
         assert float(row[f"memory/{memory}/rows"]) > 0
         assert float(row[f"memory/{memory}/{STRENGTH[memory]}"]) > 0, row
+        assert memory not in USED or float(row[f"memory/{memory}/used"]) > 0, row
 
 
 @pytest.mark.slow
@@ -83,7 +97,7 @@ def assert_used(rows: list[dict[str, str]], memory: str) -> None:
 @pytest.mark.parametrize(("algorithm", "env", "memory"), TABLE, ids=lambda x: x if isinstance(x, str) else "")
 def test_memory_is_used(algorithm: str, env: str, memory: list[str], scope: str, tmp_path: Path) -> None:
     pytest.importorskip(NEEDS[env.partition("/")[0]])
-    frames = ON_POLICY if memory is REGION else OFF_POLICY
+    frames = OFF_POLICY if algorithm in OFF else ON_POLICY
     _, rows = run(tmp_path / "run", f"env={env}", f"algorithm={algorithm}", *SMALL, *frames, *memory, f"scope={scope}")
     assert_used(rows, memory[0][8:-1])
 
@@ -93,6 +107,12 @@ TOYS = [
     ("ippo", "toy/rendezvous", REGION),
     ("maddpg", "toy/masked_duel", GRADIENT),
     ("matd3", "toy/rendezvous", GRADIENT),
+    ("ppo", "toy/masked_duel", SIL),
+    ("mappo", "toy/masked_duel", SIL),
+    ("ppo", "toy/rendezvous", RETURNS),
+    ("mappo", "toy/masked_duel", RETURNS),
+    ("td3", "toy/rendezvous", RETURNS),
+    ("maddpg", "toy/masked_duel", RETURNS),
 ]
 
 
@@ -101,7 +121,7 @@ def test_memory_acts_in_every_scope_and_not_at_strength_0(
     algorithm: str, env: str, memory: list[str], tmp_path: Path
 ) -> None:
     name = memory[0][8:-1]
-    options = [f"env={env}", f"algorithm={algorithm}", *SMALL, *(ON_POLICY if memory is REGION else OFF_POLICY)]
+    options = [f"env={env}", f"algorithm={algorithm}", *SMALL, *(OFF_POLICY if algorithm in OFF else ON_POLICY)]
     host, _ = run(tmp_path / "host", *options)
     for scope in SCOPES:
         with_memory, rows = run(tmp_path / scope, *options, *memory, f"scope={scope}")
@@ -116,3 +136,28 @@ def test_states_are_replayed_for_a_memory_whose_host_reads_observations_only(tmp
     options = ["env=toy/rendezvous", "algorithm=itd3", "scope=centralized", *SMALL, *OFF_POLICY, *GRADIENT]
     _, rows = run(tmp_path / "run", *options)
     assert_used(rows, "mnemo_gradient")
+
+
+@pytest.mark.parametrize("algorithm", ["iddpg", "itd3"])
+def test_returns_are_remembered_beside_critics_of_observations_in_the_state(algorithm: str, tmp_path: Path) -> None:
+    """The replay keeps the state for what is recalled, and nothing for what is written of the collection."""
+    options = ["env=toy/rendezvous", f"algorithm={algorithm}", "scope=centralized", *SMALL, *OFF_POLICY, *RETURNS]
+    _, rows = run(tmp_path / "run", *options)
+    assert_used(rows, "return_memory")
+
+
+def test_sil_learns_continuous_actions_with_everything_normalised(tmp_path: Path) -> None:
+    options = ["env=toy/rendezvous", "algorithm=mappo", "env.kwargs={unequal: true}", *SMALL, *ON_POLICY, *SIL]
+    options += ["algorithm.normalise_observations=true", "algorithm.scale_rewards=true", "memory.sil.coefficient=1"]
+    options += ["memory.sil.clip=null"]
+    host, _ = run(tmp_path / "host", *[option for option in options if "sil" not in option])
+    mine, rows = run(tmp_path / "run", *options)
+    assert float(rows[-1]["memory/sil/rows"]) > 0 and float(rows[-1]["memory/sil/used"]) > 0
+    assert any(not torch.equal(p, mine[key]) for key, p in host.items())
+
+
+def test_two_memories_of_one_host_compose(tmp_path: Path) -> None:
+    options = ["env=toy/masked_duel", "algorithm=mappo", *SMALL, *ON_POLICY, "memory=[return_memory,sil,mnemo_region]"]
+    _, rows = run(tmp_path / "run", *options, *RETURNS[1:], *REGION[1:])
+    for memory in ("return_memory", "sil", "mnemo_region"):
+        assert_used(rows, memory)

@@ -157,9 +157,64 @@ def test_simhash_averages_what_has_the_same_signs() -> None:
     assert sorted(ring.mass[ring.mass > 0].tolist()) == [1.0, 2.0]
 
 
+# ------------------------------------------------------------------------------------------------------------- best
+
+
+class PlainBest:
+    """What `best` does, row by row: a ring of (key, score, number)."""
+
+    def __init__(self, rows: int) -> None:
+        self.slots: list[tuple[tuple[float, ...], float, int] | None] = [None] * rows
+        self.written = 0
+
+    def write(self, offered: list[tuple[tuple[float, ...], float, int]]) -> None:
+        rows = len(self.slots)
+        stays = {(self.written + i) % rows for i in range(rows)} - {
+            (self.written + i) % rows for i in range(len(offered))
+        }
+        places = {row[0]: slot for slot in stays if (row := self.slots[slot]) is not None}
+        best: dict[tuple[float, ...], tuple[tuple[float, ...], float, int]] = {}
+        for row in offered:
+            if row[0] not in best or row[1] > best[row[0]][1]:
+                best[row[0]] = row
+        for row in sorted(best.values(), key=lambda row: row[2]):
+            slot = places.get(row[0])
+            if slot is None:
+                self.slots[self.written % rows], self.written = row, self.written + 1
+            elif row[1] > self.slots[slot][1]:  # type: ignore[index]
+                self.slots[slot] = row
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.lists(st.integers(1, 13), min_size=2, max_size=10), seed=st.integers(0, 2**20))
+def test_best_keeps_the_highest_of_equal_keys_and_is_a_ring_else(sizes: list[int], seed: int) -> None:
+    ring, plain, g = store("best", banks=1, rows=8), PlainBest(8), Generator().manual_seed(seed)
+    for step, r in enumerate(sizes):
+        keys = torch.randint(-2, 3, (1, r, 2), generator=g).float()  # 25 places
+        payload, live = torch.randn(1, r, 1, 3, generator=g), torch.rand(1, r, 1, generator=g) < 0.8
+        numbers = torch.arange(r).unsqueeze(0) + 100 * step
+        ring.write(keys, payload, live, numbers)
+        rows = zip(keys[0].tolist(), payload[0, :, 0, 0].tolist(), numbers[0].tolist(), live[0, :, 0], strict=True)
+        plain.write([(tuple(key), score, number) for key, score, number, lives in rows if lives])
+    assert int(ring.written) == plain.written
+    for slot, row in enumerate(plain.slots):
+        assert (float(ring.mass[0, slot, 0]) > 0) == (row is not None)
+        if row is not None:
+            assert tuple(ring.keys[0, slot].tolist()) == row[0]
+            assert (ring.payload[0, slot, 0, 0].item(), int(ring.numbers[0, slot])) == row[1:]
+
+
+def test_the_best_row_of_a_team_has_the_highest_mean_of_the_living() -> None:
+    ring = store("best", banks=1, payloads=2, payload_size=1)
+    for value, live in (((1.0, 3.0), (True, True)), ((99.0, 1.5), (False, True)), ((2.5, 2.0), (True, True))):
+        ring.write(torch.zeros(1, 1, 2), torch.tensor(value).view(1, 1, 2, 1), torch.tensor(live).view(1, 1, 2))
+    assert int(ring.held) == 1
+    assert ring.payload[0, 0].flatten().tolist() == [2.5, 2.0]
+
+
 # --------------------------------------------------------------------------------------------------------- every policy
 
-POLICIES = ["merge", "fifo", "simhash"]
+POLICIES = ["merge", "fifo", "simhash", "best"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

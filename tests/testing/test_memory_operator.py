@@ -10,13 +10,15 @@ import pytest
 import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.cli import config_dir
 from marl_memory.memory.gradient_field import GradientField
 from marl_memory.memory.operator import MemoryOperator, Stage, put
+from marl_memory.memory.return_memory import ReturnMemory
 from marl_memory.memory.scope import SCOPES
+from marl_memory.memory.self_imitation import SelfImitation
 from marl_memory.memory.store import POLICIES
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
@@ -36,8 +38,9 @@ def configured() -> list[Any]:
         assert issubclass(target, MemoryOperator), file
         takes = inspect.signature(target).parameters
         small = {key: value for key, value in SMALL.items() if key in takes}
+        policies = getattr(inspect.getmodule(target), "POLICIES", POLICIES)
         for scope in SCOPES if "scope" in takes else (None,):
-            for policy in POLICIES if "policy" in takes else (None,):
+            for policy in policies if "policy" in takes else (None,):
                 options = {key: value for key, value in (("scope", scope), ("policy", policy)) if value is not None}
                 found.append(
                     pytest.param(partial(target, **small, **options), id="-".join([file.stem, *options.values()]))
@@ -285,6 +288,42 @@ class WritesBeforeItReads(MemoryOperator):
         return int(self.count > 0)
 
 
+class DrawsInForward(SelfImitation):
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        self.offset.uniform_(generator=self.generator)
+        return super().forward(td)
+
+
+class ReplaysMaskedActions(SelfImitation):
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        super().forward(td)
+        k, rows = self.spec.keys, (*self.spec.keys.replay, "self_imitation")
+        put(td, (*rows, *k.action), td.get((*rows, *k.action_mask)).int().argmin(-1))
+        return td
+
+
+class ReplaysBesideTheDead(SelfImitation):
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        alive = {self.spec.keys.alive: torch.ones_like(td.get(self.spec.keys.alive))}
+        lively = super().forward(TensorDict(alive, batch_size=td.batch_size))
+        for key in self.entries:
+            put(td, key, lively.get(key))
+        return td
+
+
+class RemembersRunningEpisodes(SelfImitation):
+    def write(self, td: TensorDictBase) -> None:
+        ended = td.clone()
+        ended.get(("next", self.spec.keys.done)).fill_(True)
+        super().write(ended)
+
+
+class RecallsItsOwnReturn(ReturnMemory):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.trace._numbers = lambda td: None  # type: ignore[method-assign]
+
+
 CONTINUOUS, MASKED = SPECS[0], SPECS[1]
 
 BROKEN: list[tuple[type[MemoryOperator], str]] = [
@@ -313,6 +352,11 @@ BROKEN: list[tuple[type[MemoryOperator], str]] = [
     (NeverActs, "nothing that a host reads is changed"),
     (UsesPadding, "Padding enters nothing"),
     (GivesMaskedMass, "Masked actions stay at zero"),
+    (DrawsInForward, "Forward changes nothing.*forward changes the operator's"),
+    (ReplaysMaskedActions, "Masked actions stay at zero.*was masked where it was taken"),
+    (ReplaysBesideTheDead, "Rows of dead agents.*acts on agents that are dead"),
+    (RemembersRunningEpisodes, "Nothing is remembered of an episode before it ends.*still runs"),
+    (RecallsItsOwnReturn, "A row never recalls itself"),
 ]
 
 
@@ -321,7 +365,11 @@ def test_a_broken_operator_is_caught(broken: type[MemoryOperator], message: str)
     options: dict[str, Any] = {}
     if issubclass(broken, GradientField):
         options = {**SMALL, "scope": "per_agent", "policy": "fifo"}
-    specs = (MASKED,) if broken in (UsesPadding, GivesMaskedMass) else (CONTINUOUS,)
+    elif issubclass(broken, ReturnMemory):
+        options = {**SMALL, "scope": "per_agent"}
+    elif issubclass(broken, SelfImitation):
+        options = {"scope": "per_agent", "capacity": CAPACITY}
+    specs = (MASKED,) if broken in (UsesPadding, GivesMaskedMass, ReplaysMaskedActions) else (CONTINUOUS,)
     promises: dict[str, Any] = {"private": True} if broken is LeaksAgents else {}
     promises |= {"holds": "newest"} if broken is KeepsTheOldest else {}
     with pytest.raises(AssertionError, match=f"^{broken.__name__}, {specs[0].name}: .*{message}"):

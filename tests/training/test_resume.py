@@ -155,6 +155,8 @@ def test_resume_equals_uninterrupted_with_a_replay(algorithm: str, env: str, mor
 MEMORIES = {
     "mnemo_region": [("mappo", "toy/masked_duel"), ("ippo", "toy/rendezvous")],
     "mnemo_gradient": [("maddpg", "toy/masked_duel"), ("matd3", "toy/rendezvous")],
+    "sil": [("ppo", "toy/rendezvous"), ("mappo", "toy/masked_duel")],
+    "return_memory": [("mappo", "toy/masked_duel"), ("td3", "toy/rendezvous"), ("maddpg", "toy/masked_duel")],
 }
 
 
@@ -162,10 +164,11 @@ MEMORIES = {
 def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, tmp_path: Path) -> None:
     pairs = []
     for (algorithm, env), scope in itertools.product(MEMORIES[memory], SCOPES):
-        host = TOY[1:] if memory == "mnemo_region" else OFF_POLICY
+        host = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3") else TOY[1:]
         options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
-        options += [f"memory.{memory}.min_rows=16", f"memory.{memory}.capacity=192"]
-        options += [f"memory.{memory}.strength_final=0.5", f"memory.{memory}.payloads=shuffled"]
+        options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
+        if memory != "sil":
+            options += [f"memory.{memory}.min_rows=16", f"memory.{memory}.payloads=shuffled"]
         straight, halved = (tmp_path / f"{algorithm}_{scope}_{name}" for name in ("straight", "halved"))
         train_here(straight, *options)
         train_here(halved, *options, "training.stop_at_frames=640")

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 
 from marl_memory.algorithms.ppo import PPO
-from marl_memory.memory.operator import Memory, MemoryOperator, Stage
+from marl_memory.memory.operator import Bootstrap, Memory, MemoryOperator, Stage
 from marl_memory.networks.mlp import MLP
 from marl_memory.training.checkpoint import CheckpointFolder
 from marl_memory.training.clock import SECTIONS
@@ -45,6 +45,9 @@ class Spy(MemoryOperator):
     def write(self, td: TensorDictBase) -> None:
         self.notes.append(f"write on {self.writes_on}")
         self.written += 1
+
+    def refresh(self, bootstrap: Bootstrap) -> None:
+        self.notes.append("refresh")
 
     def clear(self) -> None:
         self.written.zero_()
@@ -93,7 +96,7 @@ def test_every_stage_acts_at_its_place(tmp_path: Path, monkeypatch: pytest.Monke
     assert notes[:8] == ["act"] * 8  # once per vector step, between policy and environment
     on_policy_step = [
         "write on collection", "derive_rewards", "reward", "compute_advantages", "target", "region", "replay",
-        *["update"] * 4, "finish_update", *["write on update"] * 4,
+        *["update"] * 4, "finish_update", *["write on update"] * 4, *["refresh"] * 5,
     ]  # fmt: skip
     assert notes[8:] == on_policy_step
 

@@ -266,7 +266,7 @@ class GradientField(MemoryOperator):
 
     # ---------------------------------------------------------------------------------------------------------- recall
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         r"""Put $\tilde g$ in the place of ``action_gradient`` ``[*B, A, P]``."""
         gradient: Tensor = td.get(self.spec.keys.action_gradient)
@@ -334,7 +334,7 @@ class GradientField(MemoryOperator):
 
     # --------------------------------------------------------------------------------------------------------- remember
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def write(self, td: TensorDictBase) -> None:
         """Remember the gradients that ``forward`` was given on these rows."""
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
@@ -361,6 +361,7 @@ class GradientField(MemoryOperator):
         means.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
         variances.add_(step.square(), alpha=1 - FORGET).mul_(FORGET)
 
+    @torch.inference_mode()
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over living agents of what `REPORT` lists, and the state of the memory.
 

@@ -33,7 +33,7 @@ class Policy(Protocol):
     def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
         """Places for rows ``[G, R]``, of which ``live`` ``[G, R]`` count.
 
-        ``keys`` ``[G, R, F]`` are as the store measures distances; ``nearest`` is what lies near them now, if known.
+        ``keys`` ``[G, R, F]`` are as they come; ``nearest`` is what lies near them now, if known.
         """
         ...
 
@@ -65,31 +65,35 @@ class Merge(nn.Module):
 
     def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
         """See the class."""
-        free = store.rows - store.held.unsqueeze(1)
-        appended = live & ((rank := _rank(live)) < free)
-        slot = store.held.unsqueeze(1) + rank
-        merged = torch.zeros_like(live)
-        store.written += live.sum(1)
-        if bool((store.held + live.sum(1) <= store.rows).all()):
-            store.held += appended.sum(1)
-            return Placement(slot.clamp_(max=store.rows - 1), appended, merged)
+        count = live.sum(1)
+        store.written += count
+        if store.full:
+            appended = torch.zeros_like(live)
+            slot, late = appended.long(), live
+        else:
+            slot = store.held.unsqueeze(1) + _rank(live)
+            appended = live & (slot < store.rows)
+            late = live & ~appended
+            slot.clamp_(max=store.rows - 1)
+        if nearest is None and bool(late.any()):
+            nearest = store.nearest_scaled(store.scaled_keys(keys), 1)
+        torch.clamp(store.held + count, max=store.rows, out=store.held)
         if nearest is None:
-            nearest = store.nearest_scaled(keys, 1)
-        merged = live & ~appended & (nearest.squared[..., 0] <= store.merge_radius.square().unsqueeze(1))
+            return Placement(slot, appended, late)
+        merged = late & (nearest.squared[..., 0] <= store.merge_radius.square().unsqueeze(1))
         slot = torch.where(merged, nearest.rows[..., 0], slot)
-        store.held += appended.sum(1)
-        evicting = live & ~appended & ~merged
-        if bool(evicting.any()):
-            stays = appended | merged  # what this very write touches is not thrown out by it
+        evicting = late & ~merged
+        if most := int(evicting.sum(1).max()):
+            stays = live & ~evicting  # what this very write touches is not thrown out by it
             utility = store.utility.scatter_reduce(
                 1, torch.where(stays, slot, 0), torch.where(stays, torch.inf, -torch.inf), "amax"
             )
-            worst = utility.topk(min(slot.shape[1], store.rows), largest=False).indices
+            worst = utility.topk(min(most, store.rows), largest=False).indices
             surplus = evicting.sum(1, keepdim=True) - utility.isfinite().sum(1, keepdim=True)
             order = _rank(evicting) - surplus.clamp(min=0)
             evicting = evicting & (order >= 0)  # of more than can be replaced, the last
             slot = torch.where(evicting, worst.gather(1, order.clamp(0, worst.shape[1] - 1)), slot)
-        return Placement(slot.clamp(0, store.rows - 1), appended | evicting, merged)
+        return Placement(slot, appended | evicting, merged)
 
 
 class SimHash(nn.Module):
@@ -112,7 +116,7 @@ class SimHash(nn.Module):
 
     def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
         """The signs of the projections, around the mean of the recent keys, are the row's number."""
-        signs = ((keys - store.centre.unsqueeze(1)) @ self.planes) > 0
+        signs = ((store.scaled_keys(keys) - store.centre.unsqueeze(1)) @ self.planes) > 0
         slot = (signs.long() << torch.arange(self.bits, device=keys.device)).sum(-1)
         store.written += live.sum(1)
         return Placement(slot, torch.zeros_like(live), live)

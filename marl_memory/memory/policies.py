@@ -66,10 +66,9 @@ class Merge(nn.Module):
     def place(self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None) -> Placement:
         """See the class."""
         count = live.sum(1)
-        store.written += count
+        store.written.add_(count)
         if store.full:
-            appended = torch.zeros_like(live)
-            slot, late = appended.long(), live
+            slot, appended, late = store.offsets.new_zeros(()), torch.zeros_like(live), live
         else:
             slot = store.held.unsqueeze(1) + _rank(live)
             appended = live & (slot < store.rows)
@@ -88,8 +87,8 @@ class Merge(nn.Module):
             utility = store.utility.scatter_reduce(
                 1, torch.where(stays, slot, 0), torch.where(stays, torch.inf, -torch.inf), "amax"
             )
-            worst = utility.topk(min(most, store.rows), largest=False).indices
-            surplus = evicting.sum(1, keepdim=True) - utility.isfinite().sum(1, keepdim=True)
+            least, worst = utility.topk(min(most, store.rows), largest=False)
+            surplus = evicting.sum(1, keepdim=True) - (least < torch.inf).sum(1, keepdim=True)
             order = _rank(evicting) - surplus.clamp(min=0)
             evicting = evicting & (order >= 0)  # of more than can be replaced, the last
             slot = torch.where(evicting, worst.gather(1, order.clamp(0, worst.shape[1] - 1)), slot)

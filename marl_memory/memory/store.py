@@ -360,7 +360,7 @@ class RingStore(nn.Module):
 
     def _sample(self, keys: Tensor, offered: Tensor) -> None:
         number = offered.cumsum(1).add_(self.sampled.unsqueeze(1) - 1)
-        self.sampled += offered.sum(1)
+        self.sampled.add_(offered.sum(1))
         kept = offered if keys.shape[1] <= RESERVOIR else offered & (number >= self.sampled.unsqueeze(1) - RESERVOIR)
         slot = number.remainder_(RESERVOIR).add_(self.recent_offsets)
         slot, keys = _chosen(kept, slot, keys)

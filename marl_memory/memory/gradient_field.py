@@ -344,20 +344,23 @@ class GradientField(MemoryOperator):
     def write(self, td: TensorDictBase) -> None:
         """Remember the gradients that ``forward`` was given on these rows."""
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
-        gradient, live = self._project(td.get(self.fresh), td), self.scope.living(alive)
-        count = live.sum(1)
-        self.square.update(self.scope.totals(gradient.square().sum(-1), live) / count.clamp(min=1), count > 0)
-        self._learn_scales(td, gradient, live)
+        gradient = self._project(td.get(self.fresh), td)
+        self._learn_scales(td, gradient, alive)
         parts = [gradient / self.scope.per_agent(self._rms).unsqueeze(-1), self._action(td)]
         error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
         self.trace.write(td, torch.cat([*parts, error], -1))
 
-    def _learn_scales(self, td: TensorDictBase, gradient: Tensor, live: Tensor) -> None:
-        """The gate's, the regression's sums, and how the batch's mean gradient varies from update to update."""
+    def _learn_scales(self, td: TensorDictBase, gradient: Tensor, alive: Tensor) -> None:
+        """ρ, the regression's sums, the gate's, and how the batch's mean gradient varies from update to update."""
+        columns = [gradient.square().sum(-1, keepdim=True), td.get(self.moments)]
+        columns += [] if self.gate is None else [self.gate.squared(td)]
+        means, count = self.scope.means(torch.cat(columns, -1), self.scope.living(alive))
+        known = count > 0
+        self.square.update(means[..., 0], known[..., 0])
+        self.pairs.mul_(FORGET).addcmul_(means[..., 1:6], count)
         if self.gate is not None:
-            self.gate.update(td)
-        self.pairs.mul_(FORGET).add_(self.scope.totals(td.get(self.moments), live, trailing=1))
-        alive: Tensor = td.get(self.spec.keys.alive).reshape(-1, self.spec.n_agents, 1)
+            self.gate.squares.update(means[..., 6:], known)
+        alive = alive.reshape(-1, self.spec.n_agents, 1)
         # Both projected, else masked and padded entries would count in one of the two.
         both = torch.stack([gradient, self._project(td.get(self.spec.keys.action_gradient), td)])
         both = both.reshape(2, len(alive), self.spec.n_agents, -1)

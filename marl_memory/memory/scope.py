@@ -134,10 +134,11 @@ class Scope(nn.Module):
             return x.view(-1).expand(self.n_agents)
         return x[self.bank_of, 0]
 
-    def totals(self, x: Tensor, live: Tensor, trailing: int = 0) -> Tensor:
-        """The inverse for numbers of rows: sums ``[G, S, …]`` of ``[*B, A, …]`` over the `living` ``[G, R, S]``."""
-        counts = live.reshape(*live.shape, *[1] * trailing)
-        return torch.where(counts, self.to_banks(x, trailing), 0.0).sum(1)
+    def means(self, x: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Means ``[G, S, P]`` of ``[*B, A, P]`` over the `living` ``[G, R, S]``, and of how many each ``[G, S, 1]``."""
+        counts = live.unsqueeze(-1)
+        count = counts.sum(1)
+        return torch.where(counts, self.to_banks(x), 0.0).sum(1) / count.clamp(min=1), count
 
     def living(self, alive: Tensor) -> Tensor:
         """Which payloads ``[G, R, S]`` are an agent's that lives, of ``alive`` ``[*B, A]``; filled-up rows are not."""

@@ -359,6 +359,11 @@ class RingStore(nn.Module):
         return keys if self.planes is None else keys @ self.planes
 
     def _sample(self, keys: Tensor, offered: Tensor) -> None:
+        first, length = [x % RESERVOIR for x in self.sampled.tolist()], keys.shape[1]
+        if len(set(first)) == 1 and first[0] + length <= RESERVOIR and bool(offered.all()):
+            self.recent[:, first[0] : first[0] + length].copy_(keys)
+            self.sampled.add_(length)
+            return
         number = offered.cumsum(1).add_(self.sampled.unsqueeze(1) - 1)
         self.sampled.add_(offered.sum(1))
         kept = offered if keys.shape[1] <= RESERVOIR else offered & (number >= self.sampled.unsqueeze(1) - RESERVOIR)

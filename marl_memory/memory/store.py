@@ -392,14 +392,14 @@ class RingStore(nn.Module):
             self.scale.copy_(torch.where(count.view(-1, 1) > 1, 1 / std.clamp(min=LEAST_SCALE), 1.0))
         self.centre.copy_(self._projected(mean * self.scale))
         self._rescale()
-        self.bandwidth.copy_(self._bandwidth(count, valid))
-        self.merge_radius.copy_(self._distances(self.scaled, self.held, self.mass.amax(-1) > 0, 1)[:, 0])
+        self.bandwidth.copy_(self._bandwidth(count, None if bool(valid.all()) else valid))
+        self.merge_radius.copy_(self._distances(self.scaled, self.held, self._in_use(), 1)[:, 0])
         self.measured.copy_(self.sampled)
 
     def _rescale(self) -> None:
         self.scaled.copy_(self.scaled_keys(self.keys))
 
-    def _bandwidth(self, count: Tensor, valid: Tensor) -> Tensor:
+    def _bandwidth(self, count: Tensor, valid: Tensor | None) -> Tensor:
         r"""Median distance to the K-th neighbour among m recent keys, brought to the n rows that a bank holds.
 
         In d dimensions distances shrink as $(m/n)^{1/d}$; d is read off how they grow with the number of neighbours.
@@ -418,7 +418,7 @@ class RingStore(nn.Module):
         ratio = count.clamp(min=1) / held
         return (far * ratio**slope).clamp(min=LEAST_BANDWIDTH)
 
-    def _distances(self, keys: Tensor, count: Tensor, valid: Tensor, k: int) -> Tensor:
+    def _distances(self, keys: Tensor, count: Tensor, valid: Tensor | None, k: int) -> Tensor:
         """Medians ``[G, k]`` of the distances to the 1st … k-th other among the first ``count`` ``keys`` ``[G, M, F]``.
 
         Taken over `SAMPLE` rows spread evenly; where there are too few others, the farthest there is.

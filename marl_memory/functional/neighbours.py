@@ -355,10 +355,8 @@ def _group_minima(queries: Tensor, rows: Tensor, valid: Tensor | None, group: in
         if short := -scores.shape[2] % group:
             scores = pad(scores, (0, short), value=torch.inf)
         columns = scores.shape[2] // group
-        if group == 1:
-            minima[..., first : first + columns] = scores
-        else:
-            torch.amin(scores.view(g, q, group, columns), 2, out=minima[..., first : first + columns])
+        smallest = scores if group == 1 else scores.view(g, q, group, columns).amin(2)
+        minima[..., first : first + columns] = smallest
         members.append(torch.arange(start, start + group * columns, device=rows.device).view(group, columns).mT)
         first += columns
     return minima, torch.cat(members)

@@ -82,12 +82,12 @@ class Merge(nn.Module):
         merged = late & (nearest.squared[..., 0] <= store.merge_radius.square().unsqueeze(1))
         slot = torch.where(merged, nearest.rows[..., 0], slot)
         evicting = late & ~merged
-        if most := int(evicting.sum(1).max()):
+        if bool(evicting.any()):
             stays = live & ~evicting  # what this very write touches is not thrown out by it
             utility = store.utility.scatter_reduce(
                 1, torch.where(stays, slot, 0), torch.where(stays, torch.inf, -torch.inf), "amax"
             )
-            least, worst = utility.topk(min(most, store.rows), largest=False)
+            least, worst = utility.topk(min(live.shape[1], store.rows), largest=False)
             surplus = evicting.sum(1, keepdim=True) - (least < torch.inf).sum(1, keepdim=True)
             order = _rank(evicting) - surplus.clamp(min=0)
             evicting = evicting & (order >= 0)  # of more than can be replaced, the last

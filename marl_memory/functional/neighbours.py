@@ -151,7 +151,8 @@ def nearest_listed(
     parts: list[tuple[Tensor, Tensor]] = []
     with torch.autocast(queries.device.type, enabled=False):
         lengths = lists.offsets.diff(dim=1)
-        away, probed = nearest(queries, lists.centroids, probes, valid=lengths > 0)
+        full = lengths > 0
+        away, probed = nearest(queries, lists.centroids, probes, valid=None if bool(full.all()) else full)
         starts, lengths = (x.gather(1, probed.flatten(1)).view_as(probed) for x in (lists.offsets, lengths))
         lengths.masked_fill_(away == torch.inf, 0)  # fewer lists than probes hold rows
         for part in _query_blocks(queries, looked_at * size * d):

@@ -218,7 +218,7 @@ class BarycenterRegion(MemoryOperator):
 
     # ---------------------------------------------------------------------------------------------------------- recall
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Set p* (its parameters, ``[*B, A, P]``) and its weight in the loss ``[*B, A]``."""
         scope = self.scope
@@ -283,7 +283,7 @@ class BarycenterRegion(MemoryOperator):
 
     # --------------------------------------------------------------------------------------------------------- remember
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def write(self, td: TensorDictBase) -> None:
         """Remember the distributions that acted, and bring λ nearer to the radius."""
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
@@ -310,6 +310,7 @@ class BarycenterRegion(MemoryOperator):
         factor = (self.radius / median.clamp(min=TINY)).clamp(0.5, 2.0)
         self.lam.mul_(torch.where(used.any(1), factor, 1.0)).clamp_(1e-3, 1e4)
 
+    @torch.inference_mode()
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over living agents of what `REPORT` lists, and the state of the memory."""
         alive = td.get(self.spec.keys.alive)

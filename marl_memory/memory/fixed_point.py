@@ -71,10 +71,13 @@ class FixedPointGate(nn.Module):
 
     def update(self, td: TensorDictBase) -> None:
         """Take in value targets and rewards of the living."""
-        keys, live = self.scope.key_names, self.scope.living(td.get(self.scope.key_names.alive))
-        both = torch.cat([td.get(keys.value_target)[..., :1], td.get(keys.learn_reward)[..., :1]], -1)
-        count = live.sum(1).unsqueeze(-1)
-        self.squares.update(self.scope.totals(both.square(), live, trailing=1) / count.clamp(min=1), count > 0)
+        means, count = self.scope.means(self.squared(td), self.scope.living(td.get(self.scope.key_names.alive)))
+        self.squares.update(means, count > 0)
+
+    def squared(self, td: TensorDictBase) -> Tensor:
+        """What ``squares`` are means of, ``[*B, A, 2]``."""
+        keys = self.scope.key_names
+        return torch.cat([td.get(keys.value_target)[..., :1], td.get(keys.learn_reward)[..., :1]], -1).square_()
 
     @property
     def scale(self) -> Tensor:

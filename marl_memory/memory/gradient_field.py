@@ -181,6 +181,7 @@ class GradientField(MemoryOperator):
         self.gate = FixedPointGate(self.scope, slope=gate_slope, gamma=gamma) if fixed_point_gate else None
         self.square = RunningMean(self.scope.banks, self.scope.payloads)
         self.register_buffer("valid", torch.tensor(spec.action_valid), persistent=False)
+        self.padded = not bool(self.valid.all())
         self.register_buffer("pairs", torch.zeros(self.scope.banks, self.scope.payloads, 5))
         self.register_buffer("averages", torch.zeros(2, 2, spec.n_agents, p))
         self._entries: Entries = {
@@ -189,6 +190,7 @@ class GradientField(MemoryOperator):
             self.moments: Entry((spec.n_agents, 5)),
             self.report: Entry((spec.n_agents, len(REPORT))),
         }
+        self._size = float(self.bytes)
         read: list[Any] = [*self.trace.in_keys, k.action_gradient, k.policy_action]
         read += [] if spec.continuous else [k.action_mask]
         read += [k.td_error] if fixed_point_gate else []
@@ -271,7 +273,7 @@ class GradientField(MemoryOperator):
 
     # ---------------------------------------------------------------------------------------------------------- recall
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         r"""Put $\tilde g$ in the place of ``action_gradient`` ``[*B, A, P]``."""
         gradient: Tensor = td.get(self.spec.keys.action_gradient)
@@ -293,21 +295,22 @@ class GradientField(MemoryOperator):
         if self.action_bandwidth is not None:
             here = scope.to_banks(self._action(td)).unsqueeze(2)
             weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
-        total = weights.sum(2)
-        share = weights / total.clamp(min=TINY).unsqueeze(2)
-        effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)
+        rms = self._rms.unsqueeze(1).unsqueeze(-1)
+        difference = (scope.to_banks(gradient) / rms).unsqueeze(2) - signal
+        if not self.spec.continuous:
+            difference = torch.where(scope.to_banks(self._allowed(td)).unsqueeze(2), difference, 0.0)
         near = weights > 0
-        x = torch.where(near, x, 0.0)
-        rms = self.square.value.sqrt().clamp(min=TINY).unsqueeze(1).unsqueeze(-1)
-        allowed = scope.to_banks(self._allowed(td)).unsqueeze(2)
-        difference = torch.where(allowed, (scope.to_banks(gradient) / rms).unsqueeze(2) - signal, 0.0)
-        y = torch.where(near, difference.square().sum(-1), 0.0)
-        u = torch.where(near, 1 + 1 / mass, 0.0)
-        columns = [(a * b).sum(2) for a, b in ((u, u), (u, x), (u, y), (x, x), (x, y))]
-        columns += [total, effective, (share * x.sqrt()).sum(2), near.sum(2), (weights * error.squeeze(-1)).sum(2)]
-        numbers = scope.to_agents(torch.stack(columns, -1), td.batch_size)
-        mean = scope.to_agents((share.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size)
-        return _Recalled(self._project(mean, td), numbers[..., :5], *numbers[..., 5:].unbind(-1))
+        of_pairs = torch.stack([mass.reciprocal() + 1, x, difference.square_().sum(-1), near])
+        u, x, y, found = torch.where(near, of_pairs, 0.0)
+        # Everything of which there are sums over neighbours: one product, one sum.
+        first = torch.stack([u, u, u, x, x, weights, weights, weights, weights, found])
+        second = torch.stack([u, x, y, x, y, found, weights / mass, x.sqrt(), error.squeeze(-1), found])
+        sums = scope.to_agents((first * second).sum(3).movedim(0, -1), td.batch_size)
+        total, squares, distance, around, found = sums[..., 5:].unbind(-1)
+        least = total.clamp(min=TINY)
+        mean = scope.to_agents((weights.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size) / least.unsqueeze(-1)
+        effective = total.square() / squares.clamp(min=TINY)
+        return _Recalled(self._project(mean, td), sums[..., :5], total, effective, distance / least, found, around)
 
     def _blend(self, td: TensorDictBase, own: Tensor, recalled: _Recalled) -> tuple[Tensor, Tensor]:
         """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 7]``."""
@@ -317,7 +320,7 @@ class GradientField(MemoryOperator):
         else:
             noise, slope = (self.scope.per_agent(x) for x in self.noise_and_slope())
             beta = noise / (noise + noise / effective.clamp(min=TINY) + slope * distance.square()).clamp(min=TINY)
-        beta = self.beta * self.strength * beta
+        beta = beta * (self.beta * self.strength)
         if self.gate is not None:
             beta = beta * self.gate(td.get(self.spec.keys.td_error)[..., 0], around, total)
         cosine = cosine_similarity(own, recalled.mean, dim=-1, eps=TINY)
@@ -329,43 +332,49 @@ class GradientField(MemoryOperator):
 
     def noise_and_slope(self) -> tuple[Tensor, Tensor]:
         """σ̂² and L² ``[G, S]``, in units of the gradient's mean square and of h."""
-        uu, ux, uy, xx, xy = self.pairs.unbind(-1)
-        uu = uu.clamp(min=TINY)
-        ux, uy = ux / uu, uy / uu
-        spread = xx / uu - ux.square()
-        slope = ((xy / uu - ux * uy) / spread.clamp(min=TINY)).clamp(min=0.0)
+        ux, uy, xx, xy = (self.pairs[..., 1:] / self.pairs[..., :1].clamp(min=TINY)).unbind(-1)
+        spread = torch.addcmul(xx, ux, ux, value=-1)
+        slope = (torch.addcmul(xy, ux, uy, value=-1) / spread.clamp(min=TINY)).clamp_(min=0.0)
         slope = torch.where(spread > 1e-6, slope, 0.0)
-        return torch.maximum(uy - slope * ux, 0.01 * uy), slope
+        return torch.maximum(torch.addcmul(uy, slope, ux, value=-1), 0.01 * uy), slope
+
+    @property
+    def _rms(self) -> Tensor:
+        """ρ ``[G, S]``."""
+        return self.square.value.sqrt_().clamp_(min=TINY)
 
     # --------------------------------------------------------------------------------------------------------- remember
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def write(self, td: TensorDictBase) -> None:
         """Remember the gradients that ``forward`` was given on these rows."""
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
-        gradient, live = self._project(td.get(self.fresh), td), self.scope.living(alive)
-        count = live.sum(1)
-        self.square.update(self.scope.totals(gradient.square().sum(-1), live) / count.clamp(min=1), count > 0)
-        self._learn_scales(td, gradient, live)
-        rms = self.square.value.sqrt().clamp(min=TINY)
-        parts = [gradient / self.scope.per_agent(rms).unsqueeze(-1), self._action(td)]
+        gradient = self._project(td.get(self.fresh), td)
+        self._learn_scales(td, gradient, alive)
+        parts = [gradient / self.scope.per_agent(self._rms).unsqueeze(-1), self._action(td)]
         error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
         self.trace.write(td, torch.cat([*parts, error], -1))
 
-    def _learn_scales(self, td: TensorDictBase, gradient: Tensor, live: Tensor) -> None:
-        """The gate's, the regression's sums, and how the batch's mean gradient varies from update to update."""
+    def _learn_scales(self, td: TensorDictBase, gradient: Tensor, alive: Tensor) -> None:
+        """ρ, the regression's sums, the gate's, and how the batch's mean gradient varies from update to update."""
+        columns = [gradient.square().sum(-1, keepdim=True), td.get(self.moments)]
+        columns += [] if self.gate is None else [self.gate.squared(td)]
+        means, count = self.scope.means(torch.cat(columns, -1), self.scope.living(alive))
+        known = count > 0
+        self.square.update(means[..., 0], known[..., 0])
+        self.pairs.mul_(FORGET).addcmul_(means[..., 1:6], count)
         if self.gate is not None:
-            self.gate.update(td)
-        self.pairs.mul_(FORGET).add_(self.scope.totals(td.get(self.moments), live, trailing=1))
-        alive: Tensor = td.get(self.spec.keys.alive).reshape(-1, self.spec.n_agents, 1)
+            self.gate.squares.update(means[..., 6:], known)
+        alive = alive.reshape(-1, self.spec.n_agents, 1)
         # Both projected, else masked and padded entries would count in one of the two.
         both = torch.stack([gradient, self._project(td.get(self.spec.keys.action_gradient), td)])
         both = both.reshape(2, len(alive), self.spec.n_agents, -1)
         means, variances = self.averages.unbind(1)
         step = torch.where(alive, both, 0.0).sum(1) / alive.sum(0).clamp(min=1) - means
         means.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
-        variances.add_(step.square(), alpha=1 - FORGET).mul_(FORGET)
+        variances.addcmul_(step, step, value=1 - FORGET).mul_(FORGET)
 
+    @torch.inference_mode()
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over living agents of what `REPORT` lists, and the state of the memory.
 
@@ -379,7 +388,7 @@ class GradientField(MemoryOperator):
         fresh, fused = self.averages[:, 1].sum((1, 2))
         return {
             "rows": self.trace.store.held.sum().float(),
-            "bytes": torch.tensor(float(self.bytes)),
+            "bytes": torch.tensor(self._size),
             "strength": torch.tensor(self.strength),
             "noise": noise.mean(),
             "slope": slope.mean(),
@@ -391,17 +400,18 @@ class GradientField(MemoryOperator):
     # ---------------------------------------------------------------------------------------------------- conversions
 
     def _allowed(self, td: TensorDictBase) -> Tensor:
-        """``[*B, A, P]`` bool: entries of the gradient that mean something."""
-        if self.spec.continuous:
-            return self.valid.expand(*td.batch_size, *self.valid.shape)
-        return td.get(self.spec.keys.action_mask)
+        """``[*B, A, P]`` or ``[A, P]`` bool: entries of the gradient that mean something."""
+        return self.valid if self.spec.continuous else td.get(self.spec.keys.action_mask)
 
     def _action(self, td: TensorDictBase) -> Tensor:
         """What the policy does ``[*B, A, P]``, padding 0."""
-        return torch.where(self.valid, td.get(self.spec.keys.policy_action), 0.0)
+        action = td.get(self.spec.keys.policy_action)
+        return torch.where(self.valid, action, 0.0) if self.padded else action
 
     def _project(self, gradient: Tensor, td: TensorDictBase) -> Tensor:
         """0 where nothing is allowed; of discrete actions, without what all the allowed have in common."""
+        if self.spec.continuous and not self.padded:
+            return gradient
         allowed = self._allowed(td)
         gradient = torch.where(allowed, gradient, 0.0)
         if self.spec.continuous:

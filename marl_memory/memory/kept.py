@@ -58,7 +58,7 @@ class KeptNeighbours(nn.Module):
         at = numbers % self.rows + self.offsets
         date = torch.where(self._known(at, numbers), self.found[at], self.writes)
         self.places[at], self.numbers[at], self.found[at] = found.int(), numbers, date
-        self.writes += 1
+        self.writes.add_(1)
 
     def _known(self, at: Tensor, numbers: Tensor) -> Tensor:
         return (self.numbers[at] == numbers) & (self.writes - self.found[at] < self.updates)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
@@ -132,11 +133,13 @@ class MemoryOperator(TensorDictModuleBase):
 def put(td: TensorDictBase, key: Any, value: Tensor) -> None:
     """Set an entry to a copy of ``value``; where ``td`` is locked, in the room that was made for it.
 
-    A copy, and never into a tensor that is somebody else's: an entry shares its memory with no other.
+    A copy, and never into a tensor that is somebody else's: an entry shares its memory with no other.  Nor is it an
+    inference tensor, that a loss may be made of it.
     """
     if td.is_locked:
         td.get(key).copy_(value)
-    else:
+        return
+    with torch.inference_mode(False), torch.no_grad():
         td.set(key, value.clone())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -9,6 +10,10 @@ from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
     from marl_memory.memory.store import Neighbours, RingStore
+
+
+Score = Callable[[], Tensor]
+"""How good the rows of a write are, worked out where a policy asks."""
 
 
 class Placement(NamedTuple):
@@ -31,12 +36,12 @@ class Policy(Protocol):
     """Decides where rows go, and moves the store's counters."""
 
     def place(
-        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Score
     ) -> Placement:
         """Places for rows ``[G, R]``, of which ``live`` ``[G, R]`` count.
 
-        ``keys`` ``[G, R, F]`` are as the store measures distances; ``nearest`` is what lies near them now, if known;
-        ``score`` ``[G, R]`` is the first number of their payloads, averaged over the living.
+        ``keys`` ``[G, R, F]`` are as they come; ``nearest`` is what lies near them now, if known; ``score()`` gives
+        the first number of their payloads, averaged over the living, ``[G, R]``.
         """
         ...
 
@@ -50,7 +55,7 @@ class Fifo(nn.Module):
     """The newest rows stay: the uncompressed control."""
 
     def place(
-        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Score
     ) -> Placement:
         """Round the ring; of more rows than it holds, the last."""
         total = live.sum(1, keepdim=True)
@@ -75,23 +80,23 @@ class Best(nn.Module):
     """
 
     def place(
-        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Score
     ) -> Placement:
         """See the class."""
-        count = live.sum(1, keepdim=True)
+        count, scores, scaled = live.sum(1, keepdim=True), score(), store.scaled_keys(keys)
         if nearest is None:
-            nearest = store.nearest_scaled(keys, 1)
+            nearest = store.nearest_scaled(scaled, 1)
         row, near = nearest.rows[..., 0], nearest.squared[..., 0] <= SAME**2
         going = (row - store.written.unsqueeze(1)) % store.rows < count
         known = live & near & ~going
         # One row of each group: of those that are near a stored row, by it; of the others, by the cell of their key.
-        cells = torch.where(known.unsqueeze(-1), 0.0, (keys / SAME).round()).to(torch.int64)
+        cells = torch.where(known.unsqueeze(-1), 0.0, (scaled / SAME).round()).to(torch.int64)
         bank = store.bank_numbers.expand_as(row)
         groups = torch.cat([torch.stack([bank, torch.where(known, row, -1)], -1), cells], -1).flatten(0, 1)
         group = groups.unique(dim=0, return_inverse=True)[1]
-        best = live & _first_best(score, live, group).view_as(live)
+        best = live & _first_best(scores, live, group).view_as(live)
         stored = store.take(store.values, row.unsqueeze(-1)).squeeze(2)
-        better = score > score_of(stored[..., 0], stored[..., -1] > 0)
+        better = scores > score_of(stored[..., 0], stored[..., -1] > 0)
         added = best & ~known
         slot = torch.where(known, row, (store.written.unsqueeze(1) + _rank(added)) % store.rows)
         total = added.sum(1, keepdim=True)
@@ -123,34 +128,37 @@ class Merge(nn.Module):
     """
 
     def place(
-        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Score
     ) -> Placement:
         """See the class."""
-        free = store.rows - store.held.unsqueeze(1)
-        appended = live & ((rank := _rank(live)) < free)
-        slot = store.held.unsqueeze(1) + rank
-        merged = torch.zeros_like(live)
-        store.written += live.sum(1)
-        if bool((store.held + live.sum(1) <= store.rows).all()):
-            store.held += appended.sum(1)
-            return Placement(slot.clamp_(max=store.rows - 1), appended, merged)
+        count = live.sum(1)
+        store.written.add_(count)
+        if store.full:
+            slot, appended, late = store.offsets.new_zeros(()), torch.zeros_like(live), live
+        else:
+            slot = store.held.unsqueeze(1) + _rank(live)
+            appended = live & (slot < store.rows)
+            late = live & ~appended
+            slot.clamp_(max=store.rows - 1)
+        if nearest is None and bool(late.any()):
+            nearest = store.nearest_scaled(store.scaled_keys(keys), 1)
+        torch.clamp(store.held + count, max=store.rows, out=store.held)
         if nearest is None:
-            nearest = store.nearest_scaled(keys, 1)
-        merged = live & ~appended & (nearest.squared[..., 0] <= store.merge_radius.square().unsqueeze(1))
+            return Placement(slot, appended, late)
+        merged = late & (nearest.squared[..., 0] <= store.merge_radius.square().unsqueeze(1))
         slot = torch.where(merged, nearest.rows[..., 0], slot)
-        store.held += appended.sum(1)
-        evicting = live & ~appended & ~merged
+        evicting = late & ~merged
         if bool(evicting.any()):
-            stays = appended | merged  # what this very write touches is not thrown out by it
+            stays = live & ~evicting  # what this very write touches is not thrown out by it
             utility = store.utility.scatter_reduce(
                 1, torch.where(stays, slot, 0), torch.where(stays, torch.inf, -torch.inf), "amax"
             )
-            worst = utility.topk(min(slot.shape[1], store.rows), largest=False).indices
-            surplus = evicting.sum(1, keepdim=True) - utility.isfinite().sum(1, keepdim=True)
+            least, worst = utility.topk(min(live.shape[1], store.rows), largest=False)
+            surplus = evicting.sum(1, keepdim=True) - (least < torch.inf).sum(1, keepdim=True)
             order = _rank(evicting) - surplus.clamp(min=0)
             evicting = evicting & (order >= 0)  # of more than can be replaced, the last
             slot = torch.where(evicting, worst.gather(1, order.clamp(0, worst.shape[1] - 1)), slot)
-        return Placement(slot.clamp(0, store.rows - 1), appended | evicting, merged)
+        return Placement(slot, appended | evicting, merged)
 
 
 class SimHash(nn.Module):
@@ -172,10 +180,10 @@ class SimHash(nn.Module):
         self.register_buffer("planes", torch.randn(features, self.bits, generator=generator))
 
     def place(
-        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Tensor
+        self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Score
     ) -> Placement:
         """The signs of the projections, around the mean of the recent keys, are the row's number."""
-        signs = ((keys - store.centre.unsqueeze(1)) @ self.planes) > 0
+        signs = ((store.scaled_keys(keys) - store.centre.unsqueeze(1)) @ self.planes) > 0
         slot = (signs.long() << torch.arange(self.bits, device=keys.device)).sum(-1)
         store.written += live.sum(1)
         return Placement(slot, torch.zeros_like(live), live)

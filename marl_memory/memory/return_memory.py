@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.episodes import RunningEpisodes
-from marl_memory.memory.operator import Bootstrap, MemoryOperator, Stage, check_positive, put
+from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.trace import Trace
 from marl_memory.spec import TaskSpec
 
@@ -144,6 +144,11 @@ class ReturnMemory(MemoryOperator):
     def entries(self) -> Entries:
         """See `MemoryOperator.entries`."""
         return self._entries
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """See `MemoryOperator.payloads`."""
+        return self.trace.payloads
 
     def __len__(self) -> int:
         return len(self.trace.store)

@@ -62,6 +62,7 @@ class Scope(nn.Module):
         self.bank_of: Tensor
         self.register_buffer("bank_of", self.places // widest, persistent=False)
         self.all_present = bool(self.present.all())
+        self.padded = not all(all(row) for row in spec.observation_valid)
         self.joint = name == "centralized"
         self.features = spec.state_size if self.joint else spec.observation_size
         """F, of a key."""
@@ -77,6 +78,8 @@ class Scope(nn.Module):
         """S, payloads in a row."""
         self.per_step = 1 if self.joint else widest
         """Rows that a team step offers to each bank."""
+        self.one_bank = self.banks == 1 and (self.joint or self.all_present)
+        """Whether rows need no sorting."""
 
     def rows_per_bank(self, capacity: int, budget: str) -> int:
         """Rows of a bank, for a budget counted in payloads of single agents.
@@ -104,7 +107,9 @@ class Scope(nn.Module):
         Padding and the dead have 0 there, whatever ``td`` holds.
         """
         alive: Tensor = td.get(self.key_names.alive)
-        counts = alive.unsqueeze(-1) & self.valid
+        counts = alive.unsqueeze(-1)
+        if self.padded or self.joint:
+            counts = counts & self.valid
         if self.joint:  # a state that is all observations has dead agents and padding in it too
             counts = alive.any(-1, keepdim=True) if self.own_state else counts.flatten(-2)
             state = torch.where(counts, td.get(self.key_names.state), 0.0)
@@ -125,18 +130,16 @@ class Scope(nn.Module):
     def to_banks(self, x: Tensor, trailing: int = 1) -> Tensor:
         """``[*B, A, …] → [G, R, S, …]`` with ``trailing`` dimensions behind the agents'."""
         tail = x.shape[x.ndim - trailing :]
-        x = x.reshape(-1, self.n_agents, *tail)
-        if self.joint:
-            return x.unsqueeze(0)
-        if self.banks == 1 and self.all_present:
-            return x.reshape(1, -1, 1, *tail)
-        x = x.index_select(1, self.members).reshape(len(x), self.banks, -1, *tail)
+        if self.one_bank:
+            return x.reshape(1, -1, self.payloads, *tail)
+        x = x.reshape(-1, self.n_agents, *tail).index_select(1, self.members)
+        x = x.reshape(len(x), self.banks, -1, *tail)
         return x.transpose(0, 1).reshape(self.banks, -1, 1, *tail)
 
     def to_agents(self, y: Tensor, batch: torch.Size) -> Tensor:
         """The inverse of `to_banks`: ``[G, R, S, …] → [*B, A, …]``."""
         tail = y.shape[3:]
-        if self.joint or (self.banks == 1 and self.all_present):
+        if self.one_bank:
             return y.reshape(*batch, self.n_agents, *tail)
         y = y.reshape(self.banks, -1, self.per_step, *tail).transpose(0, 1)
         y = y.reshape(-1, self.banks * self.per_step, *tail).index_select(1, self.places)
@@ -144,12 +147,15 @@ class Scope(nn.Module):
 
     def per_agent(self, x: Tensor) -> Tensor:
         """What belongs to banks and their payloads, ``[G, S]``, for each agent: ``[A]``."""
-        return x.view(-1) if self.joint else x[self.bank_of, 0]
+        if x.numel() == 1 or self.joint:
+            return x.view(-1).expand(self.n_agents)
+        return x[self.bank_of, 0]
 
-    def totals(self, x: Tensor, live: Tensor, trailing: int = 0) -> Tensor:
-        """The inverse for numbers of rows: sums ``[G, S, …]`` of ``[*B, A, …]`` over the `living` ``[G, R, S]``."""
-        counts = live.reshape(*live.shape, *[1] * trailing)
-        return torch.where(counts, self.to_banks(x, trailing), 0.0).sum(1)
+    def means(self, x: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Means ``[G, S, P]`` of ``[*B, A, P]`` over the `living` ``[G, R, S]``, and of how many each ``[G, S, 1]``."""
+        counts = live.unsqueeze(-1)
+        count = counts.sum(1)
+        return torch.where(counts, self.to_banks(x), 0.0).sum(1) / count.clamp(min=1), count
 
     def living(self, alive: Tensor) -> Tensor:
         """Which payloads ``[G, R, S]`` are an agent's that lives, of ``alive`` ``[*B, A]``; filled-up rows are not."""

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.episodes import Ended, RunningEpisodes
-from marl_memory.memory.operator import Bootstrap, MemoryOperator, Stage, check_positive, put
+from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.scope import Scope
 from marl_memory.spec import TaskSpec
 
@@ -146,6 +146,11 @@ class SelfImitation(MemoryOperator):
     def entries(self) -> Entries:
         """See `MemoryOperator.entries`."""
         return self._entries
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """See `MemoryOperator.payloads`."""
+        return Payloads(int(self.live.sum()), self.live.numel())
 
     def __len__(self) -> int:
         return int(self.live.any(-1).sum())

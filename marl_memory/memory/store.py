@@ -140,8 +140,10 @@ class RingStore(nn.Module):
             self.register_buffer(name, torch.zeros(banks, *shape, dtype=dtype))
         self.register_buffer("now", torch.zeros((), dtype=torch.int64))
         self.register_buffer("scaled", torch.zeros(banks, rows, compared), persistent=False)
-        self.bank_numbers: Tensor
-        self.register_buffer("bank_numbers", torch.arange(banks).unsqueeze(1), persistent=False)
+        self.offsets: Tensor
+        self.recent_offsets: Tensor
+        self.register_buffer("offsets", torch.arange(banks).unsqueeze(1) * rows, persistent=False)
+        self.register_buffer("recent_offsets", torch.arange(banks).unsqueeze(1) * RESERVOIR, persistent=False)
         self.clear()
         self.register_load_state_dict_post_hook(lambda module, _: module._rescale())
 
@@ -213,8 +215,8 @@ class RingStore(nn.Module):
 
     def clear(self) -> None:
         """Forget everything."""
-        for buffer in self.buffers(recurse=False):
-            if buffer is not self.bank_numbers and buffer is not self.planes:
+        for name, buffer in self.named_buffers(recurse=False):
+            if name not in ("planes", "offsets", "recent_offsets"):
                 buffer.zero_()
         self.scale.fill_(1.0)
         self.numbers.fill_(-1)
@@ -228,7 +230,7 @@ class RingStore(nn.Module):
     @torch.no_grad()
     def nearest(self, keys: Tensor) -> Neighbours:
         """The K rows nearest to each of ``keys`` ``[G, R, F]``, as they come, finite where they count."""
-        return self.nearest_scaled(self._scaled(keys), self.neighbours)
+        return self.nearest_scaled(self.scaled_keys(keys), self.neighbours)
 
     def nearest_scaled(self, keys: Tensor, k: int) -> Neighbours:
         """The k rows nearest to ``keys`` ``[G, R, F]``, which are scaled already."""
@@ -240,12 +242,18 @@ class RingStore(nn.Module):
 
     def _in_use(self) -> Tensor | None:
         """``[G, N]`` bool: rows that hold something; None where all do."""
-        return None if bool((self.held == self.rows).all()) else self.mass.amax(-1) > 0
+        return None if self.full else self.mass.amax(-1) > 0
+
+    @property
+    def full(self) -> bool:
+        """Whether every row of every bank holds something."""
+        return min(self.held.tolist()) == self.rows
 
     def measured_at(self, keys: Tensor, rows: Tensor) -> Neighbours:
         """Rows ``[G, R, K]`` in the order of their distances to ``keys`` ``[G, R, F]``; empty ones lie at infinity."""
-        squared = (self.take(self.scaled, rows) - self._scaled(keys).unsqueeze(2)).square().sum(-1)
-        squared = squared.masked_fill(self.take(self.mass, rows).amax(-1) == 0, torch.inf)
+        squared = (self.take(self.scaled, rows) - self.scaled_keys(keys).unsqueeze(2)).square().sum(-1)
+        if not self.full:
+            squared = squared.masked_fill_(self.take(self.mass, rows).amax(-1) == 0, torch.inf)
         squared, order = squared.sort(-1)
         return Neighbours(rows.gather(-1, order), squared)
 
@@ -259,17 +267,21 @@ class RingStore(nn.Module):
             numbers: ``[G, R]`` int64, the numbers of the queries' own rows; None: they are not in the store.
             mass: ``[G, R, K, S]`` of the neighbours, where it was taken already.
         """
-        reach = self.bandwidth.square().view(-1, 1, 1)
-        age = self.now - self.take(self.time, found.rows)
-        near = found.squared <= 9 * reach
+        at, squared = found.rows + self.offsets.unsqueeze(-1), self.in_reach(found)
+        near = squared <= 9
         if numbers is not None:
-            near &= self.take(self.numbers, found.rows) != numbers.unsqueeze(-1)
-        gate = torch.where(near, torch.exp(-found.squared / (2 * reach) - self.decay * age), 0.0)
+            near &= self.numbers.take(at) != numbers.unsqueeze(-1)
+        exponent = torch.add(squared, self.now - self.time.take(at), alpha=2 * self.decay).mul_(-0.5)
+        gate = torch.where(near, exponent.exp_(), 0.0)
         return gate.unsqueeze(-1) * (self.take(self.mass, found.rows) if mass is None else mass)
+
+    def in_reach(self, found: Neighbours) -> Tensor:
+        """Squared distances ``[G, R, K]`` of neighbours in units of h²."""
+        return found.squared / self.bandwidth.square().view(-1, 1, 1)
 
     def take(self, entry: Tensor, index: Tensor) -> Tensor:
         """Rows ``[G, R, K, …]`` of an entry ``[G, N, …]`` at ``index`` ``[G, R, K]``."""
-        flat = (index + self.bank_numbers.unsqueeze(-1) * self.rows).flatten()
+        flat = (index + self.offsets.unsqueeze(-1)).flatten()
         return entry.flatten(0, 1).index_select(0, flat).view(*index.shape, *entry.shape[2:])
 
     # ---------------------------------------------------------------------------------------------------------- writing
@@ -295,29 +307,24 @@ class RingStore(nn.Module):
         """
         x = torch.cat([payload, self._square_of(payload).unsqueeze(-1)], -1)
         offered = live.any(-1)
-        finite = (keys.sum(-1) + torch.where(live, x.sum(-1), 0.0).sum(-1)).isfinite()
-        if not bool(finite.all()):
+        if not math.isfinite(keys.sum() + x.sum()):  # a row is not, or a payload that does not count
+            finite = (keys.sum(-1) + torch.where(live, x.sum(-1), 0.0).sum(-1)).isfinite()
             self.rejected += (offered & ~finite).sum(1)
             offered = offered & finite
-            keys = torch.where(finite.unsqueeze(-1), keys, 0.0)
             live = live & offered.unsqueeze(-1)
+            keys, x = (torch.where(live.any(-1, keepdim=True), keys, 0.0), torch.where(live.unsqueeze(-1), x, 0.0))
         self._sample(keys, offered)
         self._measure_when_due()
-        score = score_of(payload[..., 0], live)
-        slot, fresh, merged = self.policy.place(self, self._scaled(keys), offered, found, score)
-        at = slot + self.bank_numbers * self.rows
+        slot, fresh, merged = self.policy.place(self, keys, offered, found, lambda: score_of(payload[..., 0], live))
+        at = slot + self.offsets
         if numbers is None:
             numbers = torch.full_like(at, -1)
-        rows = [entry.flatten(0, 1) for entry in (at, fresh, keys, x, live, numbers)]
-        touched = (fresh | merged).view(-1)
-        if not bool(touched.all()):
-            chosen = touched.nonzero().squeeze(1)
-            rows = [entry[chosen] for entry in rows]
-        self._take_in(*rows)
+        touched = fresh | merged
+        self._take_in(*_chosen(touched, at, fresh, keys, x, live, numbers))
         if isinstance(self.policy, SimHash):
             torch.sum(self.mass.amax(-1) > 0, 1, out=self.held)
         if self.index is not None:
-            self.index.note(self.scaled, int(self.held.min()), at, touched.view_as(at))
+            self.index.note(self.scaled, int(self.held.min()), at, touched)
 
     def _square_of(self, payload: Tensor) -> Tensor:
         return payload[..., : self.signal_size].square().sum(-1)
@@ -331,43 +338,48 @@ class RingStore(nn.Module):
         forgotten = at[fresh]
         every_key.index_fill_(0, forgotten, 0.0)
         values.index_fill_(0, forgotten, 0.0)
-        own[forgotten] = numbers[fresh]
-        means, mass, weight = values[..., :-1], values[..., -1], live.to(values.dtype)
-        before = mass[at]
-        mass.index_add_(0, at, weight)
-        after = mass[at]
-        n = torch.maximum(after.clamp(max=self.mass_limit), after - before).clamp_(min=1)
-        share = (weight / n).unsqueeze(-1)
-        means.index_add_(0, at, share * torch.where(live.unsqueeze(-1), x - means[at], 0.0))
-        every_key.index_add_(0, at, (keys - every_key[at]) / n.amax(-1, keepdim=True))
-        after.clamp_(max=self.mass_limit)
-        mass[at] = after
-        own.scatter_reduce_(0, at, torch.where(own[at] == numbers, numbers, -1), "amin")
-        self.time.view(-1)[at] = self.now
-        self.utility.view(-1)[at] = after.amax(-1).log_().add_(self.decay * self.now)
-        self.scaled.flatten(0, 1)[at] = self._projected(every_key[at] * self.scale[at // self.rows])
+        own.index_copy_(0, forgotten, numbers[fresh])
+        old, means, mass = values.index_select(0, at), values[..., :-1], values[..., -1]
+        mass.index_add_(0, at, live.to(mass.dtype))
+        after = mass.index_select(0, at)
+        limited = after.clamp(max=self.mass_limit)
+        n = torch.maximum(limited, after - old[..., -1]).clamp_(min=1)
+        means.index_add_(0, at, (x - old[..., :-1]).mul_((live / n).unsqueeze(-1)))
+        every_key.index_add_(0, at, (keys - every_key.index_select(0, at)).div_(n.amax(-1, keepdim=True)))
+        mass.index_copy_(0, at, limited)
+        own.scatter_reduce_(0, at, torch.where(own.take(at) == numbers, numbers, -1), "amin")
+        self.time.view(-1).index_fill_(0, at, self.now)
+        self.utility.view(-1).index_copy_(0, at, limited.amax(-1).log_().add_(self.now, alpha=self.decay))
+        scaled = self._projected(every_key.index_select(0, at) * self.scale.index_select(0, at // self.rows))
+        self.scaled.flatten(0, 1).index_copy_(0, at, scaled)
 
     # --------------------------------------------------------------------------------------------------------- measures
 
-    def _scaled(self, keys: Tensor) -> Tensor:
+    def scaled_keys(self, keys: Tensor) -> Tensor:
+        """As they are compared."""
         return self._projected(keys * self.scale.unsqueeze(1))
 
     def _projected(self, keys: Tensor) -> Tensor:
         return keys if self.planes is None else keys @ self.planes
 
     def _sample(self, keys: Tensor, offered: Tensor) -> None:
-        rank = offered.cumsum(1) - 1
-        total = offered.sum(1, keepdim=True)
-        kept = offered & (rank >= total - RESERVOIR)
-        slot = (self.sampled.unsqueeze(1) + rank) % RESERVOIR + self.bank_numbers * RESERVOIR
-        self.recent.flatten(0, 1)[slot[kept]] = keys[kept]
-        self.sampled += total.squeeze(1)
+        first, length = [x % RESERVOIR for x in self.sampled.tolist()], keys.shape[1]
+        if len(set(first)) == 1 and first[0] + length <= RESERVOIR and bool(offered.all()):
+            self.recent[:, first[0] : first[0] + length].copy_(keys)
+            self.sampled.add_(length)
+            return
+        number = offered.cumsum(1).add_(self.sampled.unsqueeze(1) - 1)
+        self.sampled.add_(offered.sum(1))
+        kept = offered if keys.shape[1] <= RESERVOIR else offered & (number >= self.sampled.unsqueeze(1) - RESERVOIR)
+        slot = number.remainder_(RESERVOIR).add_(self.recent_offsets)
+        slot, keys = _chosen(kept, slot, keys)
+        self.recent.flatten(0, 1).index_copy_(0, slot, keys)
 
     def _measure_when_due(self) -> None:
         """Measure again once a bank has seen half as many rows more, or half of what it holds and samples."""
         most = max(self.rows, 4 * RESERVOIR)
-        due = self.sampled - self.measured >= self.measured.clamp(max=most).div(2).clamp(min=1)
-        if bool(due.any()):
+        counts = zip(self.sampled.tolist(), self.measured.tolist(), strict=True)
+        if any(sampled - measured >= max(min(measured, most) / 2, 1) for sampled, measured in counts):
             self.measure()
 
     def measure(self) -> None:
@@ -384,21 +396,21 @@ class RingStore(nn.Module):
             self.scale.copy_(torch.where(count.view(-1, 1) > 1, 1 / std.clamp(min=LEAST_SCALE), 1.0))
         self.centre.copy_(self._projected(mean * self.scale))
         self._rescale()
-        self.bandwidth.copy_(self._bandwidth(count, valid))
-        self.merge_radius.copy_(self._distances(self.scaled, self.held, self.mass.amax(-1) > 0, 1)[:, 0])
+        self.bandwidth.copy_(self._bandwidth(count, None if bool(valid.all()) else valid))
+        self.merge_radius.copy_(self._distances(self.scaled, self.held, self._in_use(), 1)[:, 0])
         self.measured.copy_(self.sampled)
 
     def _rescale(self) -> None:
-        self.scaled.copy_(self._scaled(self.keys))
+        self.scaled.copy_(self.scaled_keys(self.keys))
 
-    def _bandwidth(self, count: Tensor, valid: Tensor) -> Tensor:
+    def _bandwidth(self, count: Tensor, valid: Tensor | None) -> Tensor:
         r"""Median distance to the K-th neighbour among m recent keys, brought to the n rows that a bank holds.
 
         In d dimensions distances shrink as $(m/n)^{1/d}$; d is read off how they grow with the number of neighbours.
         The keys are those before merging: with distances of merged rows a store would widen its own radius.
         """
         k = self.neighbours
-        distances = self._distances(self._scaled(self.recent), count, valid, k)
+        distances = self._distances(self.scaled_keys(self.recent), count, valid, k)
         some = -(-k // 4)
         near, far = distances[:, some - 1], distances[:, k - 1]
         if k > 1:
@@ -410,7 +422,7 @@ class RingStore(nn.Module):
         ratio = count.clamp(min=1) / held
         return (far * ratio**slope).clamp(min=self.least_bandwidth)
 
-    def _distances(self, keys: Tensor, count: Tensor, valid: Tensor, k: int) -> Tensor:
+    def _distances(self, keys: Tensor, count: Tensor, valid: Tensor | None, k: int) -> Tensor:
         """Medians ``[G, k]`` of the distances to the 1st … k-th other among the first ``count`` ``keys`` ``[G, M, F]``.
 
         Taken over `SAMPLE` rows spread evenly; where there are too few others, the farthest there is.
@@ -420,6 +432,15 @@ class RingStore(nn.Module):
         squared, _ = nearest(queries, keys, k, valid=valid, exclude=steps)
         squared = torch.where(squared.isfinite(), squared, 0.0).cummax(-1).values
         return squared.median(1).values.sqrt()
+
+
+def _chosen(mask: Tensor, *entries: Tensor) -> list[Tensor]:
+    """The rows ``[M, …]`` of entries ``[G, R, …]`` where ``mask`` ``[G, R]`` is true."""
+    flat = [entry.flatten(0, 1) for entry in entries]
+    if bool(mask.all()):
+        return flat
+    rows = mask.view(-1).nonzero().squeeze(1)
+    return [entry.index_select(0, rows) for entry in flat]
 
 
 def _projection(features: int, size: int, generator: Generator | None) -> Tensor:

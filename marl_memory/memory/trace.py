@@ -27,7 +27,7 @@ class Neighbourhood(NamedTuple):
         payload: ``[G, R, K, S, P]``.
         weights: ``[G, R, K, S]``, similarity × age decay × mass; 0 where there is nothing, or the bank is not to act.
         mass: ``[G, R, K, S]``, at least 1: payloads averaged in one.
-        squared: ``[G, R, K, S]``, squared distances in units of h².
+        squared: ``[G, R, K, S]``, squared distances in units of h²; ∞ where there is nothing.
     """
 
     payload: Tensor
@@ -165,10 +165,10 @@ class Trace(nn.Module):
     @torch.no_grad()
     def find(self, td: TensorDictBase) -> Neighbourhood:
         """What lies around every row of ``td``."""
-        keys, store, ready = self.scope.keys_of(td), self.store, self.store.written >= self.min_rows
+        keys, store = self.scope.keys_of(td), self.store
         if isinstance(store, FourierSketch):
             mean, weight = store.read(keys)
-            mean, weight = mean.unsqueeze(2), weight.unsqueeze(2) * ready.view(-1, 1, 1, 1)
+            mean, weight = mean.unsqueeze(2), self._of_ready(weight.unsqueeze(2))
             return Neighbourhood(mean, weight, torch.ones_like(weight), torch.zeros_like(weight))
         numbers = self._numbers(td)
         if self.kept is None or numbers is None:
@@ -179,11 +179,15 @@ class Trace(nn.Module):
         put(td, self.squared_key, self._to_rows(found.squared, td))
         values = store.take(store.values, found.rows)
         payload, mass = values[..., :-2], values[..., -1]
-        weights = store.weights(found, numbers, mass)
-        if not bool(ready.all()):
-            weights = weights * ready.view(-1, 1, 1, 1)
-        squared = (found.squared / store.bandwidth.square().view(-1, 1, 1)).unsqueeze(-1)
-        return Neighbourhood(payload, weights, mass.clamp(min=1), torch.where(weights > 0, squared, 0.0))
+        weights = self._of_ready(store.weights(found, numbers, mass))
+        squared = store.in_reach(found).unsqueeze(-1).expand_as(mass)
+        return Neighbourhood(payload, weights, mass.clamp(min=1), squared)
+
+    def _of_ready(self, weights: Tensor) -> Tensor:
+        """Weights ``[G, …]``, 0 in the banks that are not to act yet."""
+        if min(self.store.written.tolist()) >= self.min_rows:
+            return weights
+        return weights * (self.store.written >= self.min_rows).view(-1, 1, 1, 1)
 
     @torch.no_grad()
     def write(self, td: TensorDictBase, payload: Tensor) -> None:
@@ -207,7 +211,7 @@ class Trace(nn.Module):
         row: Tensor | None = td.get(self.spec.keys.row, None)
         if row is None:
             return None
-        if self.scope.joint:
+        if self.scope.joint or self.spec.n_agents == 1:
             return row.reshape(1, -1)
         agents = torch.arange(self.spec.n_agents, device=row.device)
         return self.scope.to_banks(row.unsqueeze(-1) * self.spec.n_agents + agents, trailing=0).squeeze(2)

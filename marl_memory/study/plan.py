@@ -13,7 +13,7 @@ from marl_memory.study.definition import Study
 from marl_memory.study.file import StudyFile, read_file, sort_words, words_of
 from marl_memory.training.config import config_dir, differences
 from marl_memory.training.hydra_errors import ConfigError, folders_of_the_user, in_one_sentence
-from marl_memory.training.run import check_config, make_algorithm, make_env, make_memory
+from marl_memory.training.run import check_config, make_env, make_learner
 from marl_memory.training.trainer import check_stages
 
 QUIET = ("logger.quiet=true", "logger.tensorboard=false")
@@ -198,8 +198,8 @@ def check_builds(plan: Plan) -> None:
                 env = make_env(config, 1, seed)
                 specs[key] = env.task_spec
                 env.close()
-            memory = make_memory(config.get("memory") or {}, specs[key], seed)
-            check_stages(make_algorithm(config, specs[key]), memory)
+            algorithm, memory = make_learner(config, specs[key])
+            check_stages(algorithm, memory)
             _check_payloads(config.get("memory") or {}, memory)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"task {task}, arm {arm}: {error}") from error

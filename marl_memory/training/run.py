@@ -182,6 +182,25 @@ def check_config(config: Mapping[str, Any]) -> Schedule:
     return schedule
 
 
+def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, Memory]:
+    """The learner of a run and its memory.
+
+    Raises:
+        ValueError: see `make_algorithm`; also if an operator cannot be made.
+    """
+    algorithm, training = make_algorithm(config, spec), config["training"]
+    replay = algorithm.replay if isinstance(algorithm, OffPolicyAlgorithm) else None
+    memory = make_memory(
+        config.get("memory") or {},
+        spec,
+        config["seed"],
+        n_envs=training["n_envs"],
+        batch_steps=training["steps"] if replay is None else replay.train_every,
+        off_policy=replay is not None,
+    )
+    return algorithm, memory
+
+
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     """Everything a run needs, from its resolved config; ``folder`` is where it writes.
 
@@ -193,18 +212,10 @@ def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
     torch.set_num_threads(threads)
     logger = Logger(folder, total_frames=schedule.total_frames, config=config, **config["logger"])
     env = make_env(config, n_envs, derive_seed(seed, "env", 0))
-    algorithm = make_algorithm(config, env.task_spec)
-    replay = algorithm.replay if isinstance(algorithm, OffPolicyAlgorithm) else None
+    algorithm, memory = make_learner(config, env.task_spec)
     return Trainer(
         algorithm=algorithm,
-        memory=make_memory(
-            config.get("memory") or {},
-            env.task_spec,
-            seed,
-            n_envs=n_envs,
-            batch_steps=schedule.steps if replay is None else replay.train_every,
-            off_policy=replay is not None,
-        ),
+        memory=memory,
         env=env,
         evaluation_env=make_env(config, min(n_envs, schedule.evaluation_episodes), derive_seed(seed, "evaluation")),
         schedule=schedule,

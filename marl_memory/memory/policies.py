@@ -73,8 +73,8 @@ SAME = 1e-3
 class Best(nn.Module):
     """Of rows with the same key (within `SAME`) the one with the highest score stays; else the newest rows do.
 
-    A row so belongs to one row of the run always: nothing is averaged.  What is about to be overwritten, as the oldest
-    of its bank, is compared with nothing.
+    A row so belongs to one row of the run always: nothing is averaged.  What a write overwrites, as the oldest of its
+    bank, is compared with nothing.
 
     Reference: Blundell et al., "Model-Free Episodic Control" (2016), equation 1, where the score is a return.
     """
@@ -83,27 +83,33 @@ class Best(nn.Module):
         self, store: RingStore, keys: Tensor, live: Tensor, nearest: Neighbours | None, score: Score
     ) -> Placement:
         """See the class."""
-        count, scores, scaled = live.sum(1, keepdim=True), score(), store.scaled_keys(keys)
+        scores, scaled = score(), store.scaled_keys(keys)
         if nearest is None:
             nearest = store.nearest_scaled(scaled, 1)
         row, near = nearest.rows[..., 0], nearest.squared[..., 0] <= SAME**2
-        going = (row - store.written.unsqueeze(1)) % store.rows < count
-        known = live & near & ~going
-        # One row of each group: of those that are near a stored row, by it; of the others, by the cell of their key.
-        cells = torch.where(known.unsqueeze(-1), 0.0, (scaled / SAME).round()).to(torch.int64)
-        bank = store.bank_numbers.expand_as(row)
-        groups = torch.cat([torch.stack([bank, torch.where(known, row, -1)], -1), cells], -1).flatten(0, 1)
-        group = groups.unique(dim=0, return_inverse=True)[1]
-        best = live & _first_best(scores, live, group).view_as(live)
+        age = (row - store.written.unsqueeze(1)) % store.rows  # 0: the next to be overwritten
+        total = torch.zeros_like(store.written).unsqueeze(1)
+        while True:  # the more rows are added, the more of those they are compared with are overwritten by them
+            known = live & near & (age >= total)
+            best = live & _first_best(scores, live, self._groups(store, scaled, row, known)).view_as(live)
+            added = best & ~known
+            before, total = total, added.sum(1, keepdim=True)
+            if torch.equal(total, before):
+                break
         stored = store.take(store.values, row.unsqueeze(-1)).squeeze(2)
         better = scores > score_of(stored[..., 0], stored[..., -1] > 0)
-        added = best & ~known
         slot = torch.where(known, row, (store.written.unsqueeze(1) + _rank(added)) % store.rows)
-        total = added.sum(1, keepdim=True)
         fresh = (added & (_rank(added) >= total - store.rows)) | (best & known & better)
         store.written += total.squeeze(1)
         torch.clamp(store.written, max=store.rows, out=store.held)
         return Placement(slot, fresh, torch.zeros_like(live))
+
+    @staticmethod
+    def _groups(store: RingStore, keys: Tensor, row: Tensor, known: Tensor) -> Tensor:
+        """Numbers ``[G · R]`` of groups of equal rows: by the stored row that is ``known``, else by the cell of the key."""
+        cells = torch.where(known.unsqueeze(-1), 0.0, (keys / SAME).round()).to(torch.int64)
+        of_bank = torch.stack([store.offsets.expand_as(row), torch.where(known, row, -1)], -1)
+        return torch.cat([of_bank, cells], -1).flatten(0, 1).unique(dim=0, return_inverse=True)[1]
 
 
 def score_of(x: Tensor, live: Tensor) -> Tensor:

@@ -169,20 +169,24 @@ class PlainBest:
 
     def write(self, offered: list[tuple[tuple[float, ...], float, int]]) -> None:
         rows = len(self.slots)
-        stays = {(self.written + i) % rows for i in range(rows)} - {
-            (self.written + i) % rows for i in range(len(offered))
-        }
-        places = {row[0]: slot for slot in stays if (row := self.slots[slot]) is not None}
         best: dict[tuple[float, ...], tuple[tuple[float, ...], float, int]] = {}
         for row in offered:
             if row[0] not in best or row[1] > best[row[0]][1]:
                 best[row[0]] = row
-        for row in sorted(best.values(), key=lambda row: row[2]):
+        chosen, added = sorted(best.values(), key=lambda row: row[2]), -1
+        places: dict[tuple[float, ...], int] = {}
+        while added != len([row for row in chosen if row[0] not in places]):
+            added = len([row for row in chosen if row[0] not in places]) if added >= 0 else 0
+            stays = {(self.written + i) % rows for i in range(added, rows)}
+            places = {row[0]: slot for slot in stays if (row := self.slots[slot]) is not None}
+        for row in chosen:
             slot = places.get(row[0])
             if slot is None:
                 self.slots[self.written % rows], self.written = row, self.written + 1
             elif row[1] > self.slots[slot][1]:  # type: ignore[index]
                 self.slots[slot] = row
+        keys = [row[0] for row in self.slots if row is not None]
+        assert len(set(keys)) == len(keys)
 
 
 @settings(deadline=None, max_examples=40)

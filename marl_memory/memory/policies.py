@@ -106,7 +106,7 @@ class Best(nn.Module):
 
     @staticmethod
     def _groups(store: RingStore, keys: Tensor, row: Tensor, known: Tensor) -> Tensor:
-        """Numbers ``[G · R]`` of groups of equal rows: by the stored row that is ``known``, else by the cell of the key."""
+        """Numbers ``[G · R]`` of groups of equal rows: by the stored row if ``known``, else by the cell of the key."""
         cells = torch.where(known.unsqueeze(-1), 0.0, (keys / SAME).round()).to(torch.int64)
         of_bank = torch.stack([store.offsets.expand_as(row), torch.where(known, row, -1)], -1)
         return torch.cat([of_bank, cells], -1).flatten(0, 1).unique(dim=0, return_inverse=True)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -15,7 +16,7 @@ from marl_memory.study.executors import make_executor
 from marl_memory.study.plan import make_plan
 from marl_memory.study.progress import Progress, last_frames
 from marl_memory.study.results import DamagedRecordError, Record, StudyError, read_results, run_folder
-from marl_memory.study.runner import Outcome, check_folder, run_study
+from marl_memory.study.runner import Outcome, check_folder, run_study, slots
 from tests.study.studies import TINY, kill_after, learnt, run, write
 
 ALL = [("meet", arm, seed) for arm in ("no_memory", "strength_0", "shared") for seed in (0, 1)]
@@ -215,3 +216,18 @@ def test_study_json_tells_the_command(where: Path) -> None:
     stored = json.loads((where / "whole/study.json").read_text())
     assert stored["command"][:2] == ["marl-memory study", "study=tiny"]
     assert stored["study"]["seeds"] == [0, 1]
+
+
+@pytest.mark.slow
+def test_the_cores_are_kept_busy(tmp_path: Path) -> None:
+    """Processor time of 16 short runs beside wall time × cores; on a machine that does nothing else."""
+    configs = write(tmp_path / "configs", TINY.replace("budget: 256", "budget: 20_480"))
+    words = ["study=tiny", "--config-dir", str(configs), f"study.folder={tmp_path / 'busy'}"]
+    more = ["study.arms=[no_memory,shared]", "study.equal=[]", "study.seeds=[0,1,2,3,4,5,6,7]"]
+    plan = make_plan([*words, *more, "training.evaluation_every_frames=20480"])
+    before, began = os.times(), time.monotonic()
+    outcome = run_study(plan, words=words)
+    wall, after = time.monotonic() - began, os.times()
+    assert len(outcome.finished) == 16
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used >= 0.9 * wall * slots(plan), f"{used:.1f} s of {wall:.1f} s × {slots(plan)} cores"

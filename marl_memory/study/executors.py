@@ -167,4 +167,4 @@ def _submitit_executor(options: Mapping[str, Any], folder: Path, threads: int) -
 
 def job_words(study: Path, task: str, arm: str, seed: int, *more: str) -> list[str]:
     """The command of one run."""
-    return [sys.executable, "-m", "marl_memory.study.job", str(study.resolve()), task, arm, str(seed), *more]
+    return [sys.executable, "-m", "marl_memory.study.job", str(study), task, arm, str(seed), *more]

@@ -182,7 +182,7 @@ def _study(words: list[str]) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from marl_memory.study.report import write_report
+    from marl_memory.study.report.write import write_report
 
     print(write_report(options.study))
 

@@ -70,7 +70,7 @@ def describe(plan: Plan, left: Sequence[Run], *, probed: bool) -> str:
 
 def conclude(plan: Plan, outcome: Outcome) -> str:
     """How the runs ended, and what can be done next."""
-    from marl_memory.study.report import write_report
+    from marl_memory.study.report.write import write_report
 
     lines = [f"finished   {len(outcome.finished)} of {len(plan.configs)} runs"]
     for run, why in outcome.failed.items():

@@ -70,7 +70,7 @@ def test_only_load_needs_pandas(folder: Path) -> None:
         "import sys; sys.modules['pandas'] = None\n"
         "from pathlib import Path\n"
         "from marl_memory.study import load\n"
-        "from marl_memory.study.report import write_report\n"
+        "from marl_memory.study.report.write import write_report\n"
         f"write_report(Path({str(folder)!r}))\n"
         "try: load('.')\n"
         "except ImportError as error: print(error)"

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from marl_memory.study.definition import Study
-from marl_memory.study.figures import SERIES
-from marl_memory.study.markdown import text as escaped
-from marl_memory.study.report import write_report
+from marl_memory.study.report.figures import SERIES
+from marl_memory.study.report.markdown import text as escaped
+from marl_memory.study.report.write import write_report
 from marl_memory.study.results import RECORD, StudyError
 from tests.study.synthetic import learning, make_record, make_study, run_folder, write_run, write_study
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from importlib import resources
 
-from marl_memory.study import document as parts
-from marl_memory.study.document import Block, Cell, Document, Link
+from marl_memory.study.report import document as parts
+from marl_memory.study.report.document import Block, Cell, Document, Link
 
 MARKERS = {
     "o": "M17 10a7 7 0 1 0 14 0a7 7 0 1 0-14 0z",
@@ -23,7 +23,7 @@ MARKERS = {
 
 def page(document: Document) -> str:
     """The page."""
-    style = resources.files("marl_memory.study").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("marl_memory.study.report").joinpath("page.css").read_text(encoding="utf-8")
     headings = [block for block in document.blocks if isinstance(block, parts.Heading)]
     links = "".join(f'<li><a href="#{heading.anchor}">{escape(heading.text)}</a></li>' for heading in headings)
     first = next((i for i, block in enumerate(document.blocks) if isinstance(block, parts.Heading)), 0)

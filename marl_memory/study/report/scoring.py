@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from marl_memory.study.definition import Study
+from marl_memory.study.report.summary import QUANTITIES, Key, Pair, Panel, Run, Summary
 from marl_memory.study.results import Record, Results, StudyError
 from marl_memory.study.statistics import (
     Array,
@@ -17,7 +18,6 @@ from marl_memory.study.statistics import (
     iqm_estimate,
     normalise,
 )
-from marl_memory.study.summary import QUANTITIES, Key, Pair, Panel, Run, Summary
 
 
 def summarise(results: Results) -> Summary:

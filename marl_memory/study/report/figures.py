@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from marl_memory.study.definition import Study
-from marl_memory.study.document import Figure, Key
+from marl_memory.study.report.document import Figure, Key
 from marl_memory.training.checkpoint import naming
 
 INK, MUTED, PAPER = "ink", "muted", "paper"

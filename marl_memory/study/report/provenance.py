@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marl_memory.study.report.summary import Key
 from marl_memory.study.results import STUDY, Results
-from marl_memory.study.summary import Key
 from marl_memory.training.run import SURROUNDINGS
 
 NAMES = {"git_commit": "commit", "threads": "torch threads"}

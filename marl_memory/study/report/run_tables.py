@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
-from marl_memory.study.document import Column, Link, Table
+from marl_memory.study.report.document import Column, Link, Table
+from marl_memory.study.report.summary import QUANTITIES, Summary
+from marl_memory.study.report.wording import NOTHING, decimals_for, number
 from marl_memory.study.results import Record, Results
-from marl_memory.study.summary import QUANTITIES, Summary
-from marl_memory.study.wording import NOTHING, decimals_for, number
 
 
 def cost_table(results: Results, summary: Summary, task: str) -> Table:

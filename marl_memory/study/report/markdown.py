@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from marl_memory.study import document as parts
-from marl_memory.study.document import Block, Cell, Document, Link
+from marl_memory.study.report import document as parts
+from marl_memory.study.report.document import Block, Cell, Document, Link
 
 MARKS = {"wrong": "Wrong", "warning": "Warning", "good": "Checked"}
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
-from marl_memory.study.document import Answer
+from marl_memory.study.report.document import Answer
+from marl_memory.study.report.summary import Pair, Summary
 from marl_memory.study.statistics import LEAST_RUNS, Estimate
-from marl_memory.study.summary import Pair, Summary
 
 NOTHING = "–"
 SPACE = "\u00a0"

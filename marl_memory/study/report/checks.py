@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from marl_memory.study.document import Notice
-from marl_memory.study.provenance import Provenance
+from marl_memory.study.report.document import Notice
+from marl_memory.study.report.provenance import Provenance
+from marl_memory.study.report.summary import Summary, too_few
 from marl_memory.study.results import Results
 from marl_memory.study.statistics import LEAST_RUNS
-from marl_memory.study.summary import Summary, too_few
 
 LISTED = 12
 """Runs that a notice names one by one."""

@@ -6,27 +6,27 @@ import json
 import shutil
 from pathlib import Path
 
-from marl_memory.study.checks import notices
-from marl_memory.study.document import Block, Column, Details, Document, Figures, Heading, Key, Link, Table, Text
-from marl_memory.study.drawings import curves, intervals, profile
-from marl_memory.study.figures import Look, legend, looks
-from marl_memory.study.markdown import markdown
-from marl_memory.study.marl_eval import marl_eval
-from marl_memory.study.page import page
-from marl_memory.study.provenance import provenance
-from marl_memory.study.results import Results, read_results
-from marl_memory.study.run_tables import cost_table, runs_table
-from marl_memory.study.scoring import summarise
-from marl_memory.study.sections import (
+from marl_memory.study.report.checks import notices
+from marl_memory.study.report.document import Block, Column, Details, Document, Figures, Heading, Key, Link, Table, Text
+from marl_memory.study.report.drawings import curves, intervals, profile
+from marl_memory.study.report.figures import Look, legend, looks
+from marl_memory.study.report.markdown import markdown
+from marl_memory.study.report.marl_eval import marl_eval
+from marl_memory.study.report.page import page
+from marl_memory.study.report.provenance import provenance
+from marl_memory.study.report.run_tables import cost_table, runs_table
+from marl_memory.study.report.scoring import summarise
+from marl_memory.study.report.sections import (
     arms_table,
     estimates_table,
     improvement_table,
     methods,
     repeat,
 )
-from marl_memory.study.summary import Summary
-from marl_memory.study.tables import costs_csv, results_csv, runs_csv
-from marl_memory.study.wording import answer, count, metric_name, number
+from marl_memory.study.report.summary import Summary
+from marl_memory.study.report.tables import costs_csv, results_csv, runs_csv
+from marl_memory.study.report.wording import answer, count, metric_name, number
+from marl_memory.study.results import Results, read_results
 from marl_memory.training.checkpoint import naming
 
 REPORT = "report"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from marl_memory.study.document import Block, Code, Column, Details, Heading, Items, Link, Table, Text
-from marl_memory.study.provenance import Provenance
+from marl_memory.study.report.document import Block, Code, Column, Details, Heading, Items, Link, Table, Text
+from marl_memory.study.report.provenance import Provenance
+from marl_memory.study.report.summary import QUANTITIES, Panel, Summary
+from marl_memory.study.report.wording import NOTHING, common_decimals, number, verdict, write, write_chance
 from marl_memory.study.statistics import Estimate
-from marl_memory.study.summary import QUANTITIES, Panel, Summary
-from marl_memory.study.wording import NOTHING, common_decimals, number, verdict, write, write_chance
 
 METHODS = (
     ("Score", "the metric's value in the evaluation at the end of a run: the last policy's."),

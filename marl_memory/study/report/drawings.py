@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from marl_memory.study.document import Figure
-from marl_memory.study.figures import (
+from marl_memory.study.report.document import Figure
+from marl_memory.study.report.figures import (
     INK,
     MARKS,
     MUTED,
@@ -22,8 +22,8 @@ from marl_memory.study.figures import (
     slugs,
     thresholds,
 )
+from marl_memory.study.report.summary import Run, Summary
 from marl_memory.study.statistics import Estimate, iqm_band, profile_band
-from marl_memory.study.summary import Run, Summary
 from marl_memory.training.curve import YLABELS, Line, draw_panel
 
 CURVE_SIZE = (5.4, 3.5)

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from marl_memory.study.provenance import read_json
+from marl_memory.study.report.provenance import read_json
+from marl_memory.study.report.summary import Key
 from marl_memory.study.results import Record, Results
-from marl_memory.study.summary import Key
 
 PREFIX = "evaluation/"
 

@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from marl_memory.study.report.summary import QUANTITIES, Panel, Summary
 from marl_memory.study.results import Results
 from marl_memory.study.statistics import Estimate
-from marl_memory.study.summary import QUANTITIES, Panel, Summary
 
 ALL_TASKS = "(all)"
 """In the column ``task``, for scores of all tasks on their common scale."""

@@ -1,0 +1,1 @@
+"""The report on a study: a page, the same as Markdown with pictures, and its tables."""

@@ -198,12 +198,9 @@ class PPO(OnPolicyAlgorithm):
     def compute_advantages(self, batch: TensorDictBase) -> dict[str, float]:
         """Write values, `gae` advantages and λ-return targets, and what is known of the policy that acted."""
         k, alive = self.keys, batch.get(self.keys.alive)
-        asked, report = batch.get(k.policy("log_probs")[:-1], None), {}
-        if asked is not None or not self.actor.densities or self.entropy_coef == 0:
+        asked = batch.get(k.policy("log_probs")[:-1], None)
+        if asked is not None or not self.actor.densities:
             acted = self.actor.distribution(batch)
-            if self.entropy_coef == 0:  # no gradient step needs it
-                entropy = masked_mean(acted.entropy(self.entropy_generator), alive)
-                report["policy/entropy"] = entropy.item()
             if asked is not None:
                 asked.update_(acted.parameters)
             if not self.actor.densities:
@@ -233,8 +230,7 @@ class PPO(OnPolicyAlgorithm):
         if self.normalise_advantages:
             advantage = (advantage - living.mean()) / (living.std(correction=0) + 1e-8)
         batch.get(k.advantage).copy_(advantage)
-        of_value = {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
-        return of_value | report
+        return {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
 
     def bootstrap_values(self, td: TensorDictBase) -> Tensor:
         """V ``[*B, A, 1]`` in units of ``learn_reward``."""
@@ -331,13 +327,9 @@ class PPO(OnPolicyAlgorithm):
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One Adam step on L (see the class) over living agents."""
         distribution = self.actor.distribution(minibatch)
-        policy_loss, approx_kl, clipped = self._policy_terms(minibatch, distribution)
-        value_loss, loss, report = self._value_loss(minibatch), policy_loss, {}
-        if self.entropy_coef > 0:
-            alive = minibatch.get(self.keys.alive, None)
-            entropy = masked_mean(distribution.entropy(self.entropy_generator), alive)
-            loss, report["policy/entropy"] = loss - self.entropy_coef * entropy, entropy.detach()
-        loss = loss + self.value_coef * value_loss
+        policy_loss, entropy, approx_kl, clipped = self._policy_terms(minibatch, distribution)
+        value_loss = self._value_loss(minibatch)
+        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
         memory = self._region_terms(minibatch, distribution) | self._replay_terms(minibatch)
         self.optimiser.zero_grad()
         sum(memory.values(), loss).backward()
@@ -347,7 +339,7 @@ class PPO(OnPolicyAlgorithm):
         return {
             "loss/policy": policy_loss.detach(),
             "loss/value": value_loss.detach(),
-            **report,
+            "policy/entropy": entropy.detach(),
             "policy/approx_kl": approx_kl,
             "policy/clip_fraction": clipped,
             "grad_norm/actor": actor_norm,
@@ -377,18 +369,20 @@ class PPO(OnPolicyAlgorithm):
             terms[f"loss/{name}_value"] = masked_mean(replayed.get("value_weight") * error, alive)
         return terms
 
-    def _policy_terms(self, rows: TensorDictBase, distribution: Distribution) -> tuple[Tensor, Tensor, Tensor]:
+    def _policy_terms(self, rows: TensorDictBase, distribution: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, alive = self.keys, rows.get(self.keys.alive, None)
         log_ratio = distribution.log_density(rows.get(k.action)) - rows.get(k.log_prob)
         if alive is not None:
             log_ratio = torch.where(alive, log_ratio, 0.0)
         ratio = log_ratio.exp()
         surrogate = ratio.clamp(rows.get(LEAST), rows.get(MOST)) * rows.get(k.advantage)
+        with torch.set_grad_enabled(self.entropy_coef > 0):
+            entropy = masked_mean(distribution.entropy(self.entropy_generator), alive)
         with torch.no_grad():
             change = ratio - 1
             approx_kl = masked_mean(change - log_ratio, alive)
             clipped = masked_mean((change.abs() > self.clip).to(ratio.dtype), alive)
-        return -masked_mean(surrogate, alive), approx_kl, clipped
+        return -masked_mean(surrogate, alive), entropy, approx_kl, clipped
 
     def _value_loss(self, rows: TensorDictBase) -> Tensor:
         k, alive = self.keys, rows.get(self.keys.alive, None)

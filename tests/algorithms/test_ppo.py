@@ -528,21 +528,6 @@ def test_first_step_leaves_no_metric_out_and_starts_at_ratio_one() -> None:
     assert row["grad_norm/critic"] > 0
 
 
-@pytest.mark.parametrize("continuous", [True, False])
-def test_without_an_entropy_bonus_the_entropy_is_reported_once_a_batch(continuous: bool) -> None:
-    algorithm = learner(task(continuous=continuous), entropy_coef=0.0)
-    batch = synthetic(algorithm, 0)
-    algorithm.derive_rewards(batch)
-    noise = algorithm.entropy_generator.get_state()
-    metrics = algorithm.compute_advantages(batch)
-    algorithm.entropy_generator.set_state(noise)
-    entropy = algorithm.actor.distribution(batch).entropy(algorithm.entropy_generator)
-    expected = entropy[batch.get(K.alive)].mean().item()
-    assert metrics["policy/entropy"] == pytest.approx(expected, rel=1e-5)
-    assert all("policy/entropy" not in algorithm.update(td) for td in algorithm.minibatches(batch))
-    assert "policy/entropy" not in learner().compute_advantages(synthetic(learner(), 0))
-
-
 def test_stored_values_are_not_rewritten_by_gradient_steps() -> None:
     algorithm = learner()
     batch = synthetic(algorithm, 0)

@@ -73,6 +73,7 @@ def test_every_example_is_tested_here() -> None:
         "operator/visit_bonus.py",
         "own_environment/env/treasure_hunt.yaml",
         "own_environment/treasure_hunt.py",
+        "study/study/critics.yaml",
         "torchrl/ddpg.py",  # these four in test_torchrl_examples.py
         "torchrl/mappo.py",
         "torchrl/ppo.py",

@@ -58,22 +58,23 @@ def test_what_is_finished_is_not_repeated(where: Path) -> None:
     assert files == {file: file.stat().st_mtime_ns for file in (where / "whole/runs").rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [
-        [signal.SIGKILL],
-        pytest.param([signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL], marks=pytest.mark.slow),
-    ],
-    ids=["once", "often"],
-)
-def test_killed_at_random_it_ends_in_the_same_bits(where: Path, numbers: list[signal.Signals]) -> None:
-    draw, folder = random.Random(time.time()), f"killed_{len(numbers)}"  # at another moment every time
-    for number in numbers:
-        kill_after(draw.uniform(4, 9), where / "configs", f"study.folder={folder}", cwd=where, number=number)
-    run(where / "configs", f"study.folder={folder}", cwd=where)
-    assert learnt(where / folder) == learnt(where / "whole")
-    table = Path("report/results.csv")
-    assert (where / folder / table).read_bytes() == (where / "whole" / table).read_bytes()
+def test_killed_at_random_it_ends_in_the_same_bits(where: Path) -> None:
+    words, moment = ("study.folder=killed", "study.seeds=[0]"), random.Random(time.time()).uniform(4, 8)
+    kill_after(moment, where / "configs", *words, cwd=where, number=signal.SIGKILL)
+    run(where / "configs", *words, cwd=where)
+    whole = learnt(where / "whole")
+    assert learnt(where / "killed") == {key: whole[key] for key in ALL if key[2] == 0}
+
+
+@pytest.mark.slow
+def test_killed_often_it_ends_in_the_same_tables(where: Path) -> None:
+    draw = random.Random(time.time())
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        kill_after(draw.uniform(4, 9), where / "configs", "study.folder=often", cwd=where, number=number)
+    run(where / "configs", "study.folder=often", cwd=where)
+    assert learnt(where / "often") == learnt(where / "whole")
+    for table in ("results.csv", "runs.csv"):
+        assert (where / "often/report" / table).read_bytes() == (where / "whole/report" / table).read_bytes()
 
 
 @pytest.mark.parametrize(

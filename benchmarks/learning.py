@@ -84,7 +84,7 @@ def draw(groups: dict[tuple[str, str], list[Path]], file: Path) -> None:
         axes.set(title=task, xlabel="environment steps")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 6))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="best")
     figure.savefig(file, dpi=130)
 
 

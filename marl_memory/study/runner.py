@@ -32,7 +32,7 @@ from marl_memory.study.results import (
 )
 from marl_memory.training.checkpoint import write_atomically
 
-POLL = 0.1
+POLL = 0.02
 """Seconds between looks at what runs."""
 
 

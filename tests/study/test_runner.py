@@ -225,7 +225,9 @@ def test_the_cores_are_kept_busy(tmp_path: Path) -> None:
     configs = write(tmp_path / "configs", TINY.replace("budget: 256", "budget: 20_480"))
     words = ["study=tiny", "--config-dir", str(configs), f"study.folder={tmp_path / 'busy'}"]
     more = ["study.arms=[no_memory,shared]", "study.equal=[]", "study.seeds=[0,1,2,3,4,5,6,7]"]
-    plan = make_plan([*words, *more, "training.evaluation_every_frames=20480"])
+    plan = make_plan(
+        [*words, *more, "training.evaluation_every_frames=20480", "training.checkpoint_every_frames=20480"]
+    )
     before, began = os.times(), time.monotonic()
     outcome = run_study(plan, words=words)
     wall, after = time.monotonic() - began, os.times()

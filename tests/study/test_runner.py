@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,17 @@ def test_frames_of_a_file_that_is_being_written(tmp_path: Path) -> None:
     assert last_frames(file) == 0
     file.write_text("frames,iteration\n64,1\n128,2\n19")
     assert last_frames(file) == 128
+
+
+def test_the_quick_study_and_its_report(tmp_path: Path) -> None:
+    """As the documentation gives them, with one seed."""
+    for words in (["study", "study=quick", "study.seeds=[0]"], ["report", "runs/study/quick"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "marl_memory", *words], capture_output=True, text=True, cwd=tmp_path, timeout=250
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "runs/study/quick/report/index.html" in done.stdout
+    assert len(read_results(tmp_path / "runs/study/quick").records) == 4
 
 
 def test_study_json_tells_the_command(where: Path) -> None:

@@ -111,6 +111,10 @@ def _compose(study: Study, words: Sequence[str]) -> dict[tuple[str, str], dict[i
         for task, arm in itertools.product(study.tasks, study.arms):
             own = _merged(study.tasks[task], study.arms[arm])
             if study.budget is not None:
+                if (word := own.get("training.total_frames")) is not None:
+                    raise ConfigError(
+                        f"task {task}, arm {arm}: {word} has no effect beside study.budget={study.budget}"
+                    )
                 own["training.total_frames"] = f"training.total_frames={study.budget}"
             try:
                 with in_one_sentence(words):

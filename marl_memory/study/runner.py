@@ -87,7 +87,8 @@ def run_study(plan: Plan, *, words: list[str], say: Callable[[str], None] = prin
         definition = {"study": plan.study.to_dict(), "command": ["marl-memory study", *words]}
         write_atomically(plan.folder / STUDY, json.dumps(definition, indent=1))
         outcome = Outcome(finished=finished_runs(plan, say))
-        waiting = [run for run in plan.configs if run not in set(outcome.finished)]
+        finished = set(outcome.finished)
+        waiting = [run for run in plan.configs if run not in finished]
         with _stopped_by_signals() as stopped, Progress(plan, outcome, say) as progress:
             _execute(plan, waiting, launch, outcome, progress, stopped)
         outcome.left += waiting
@@ -99,9 +100,9 @@ def _execute(
 ) -> None:
     """Keep ``slots`` runs going until none waits, or a signal asks to leave; ``waiting`` keeps what was not begun."""
     running: dict[Run, Running] = {}
-    asked = False
+    asked, at_once = False, slots(plan)
     while running or (waiting and not stopped()):
-        while waiting and len(running) < slots(plan) and not stopped():
+        while waiting and len(running) < at_once and not stopped():
             run = waiting.pop(0)
             folder = run_folder(plan.folder, *run)
             folder.parent.mkdir(parents=True, exist_ok=True)

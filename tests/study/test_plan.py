@@ -87,6 +87,7 @@ def test_an_operator_is_chosen_by_name(plan: Planner) -> None:
         (["study.arms.shared=3"], TINY, "study.arms.shared=3 must be a list of overrides"),
         (["study.seeds=1,2"], TINY, "study.seeds='1,2' must be a list of whole numbers"),
         (["study.arms.shared=[scope"], TINY, "while parsing a flow sequence"),
+        (["training.total_frames=512"], TINY, "training.total_frames=512 has no effect beside study.budget=256"),
         (["seed=3"], TINY, "seed=3: a study sets seed itself; give study.seeds"),
         (["run_folder=x"], TINY, "give study.folder"),
         (["training.stop_at_frames=64"], TINY, "give study.budget"),

@@ -43,7 +43,7 @@ def _left(plan: Plan) -> list[Run]:
     """The runs that have no record."""
     if not plan.folder.is_dir():
         return list(plan.configs)
-    finished = set(finished_runs(plan, print))
+    finished = set(finished_runs(plan))
     return [run for run in plan.configs if run not in finished]
 
 

@@ -86,7 +86,8 @@ def run_study(plan: Plan, *, words: list[str], say: Callable[[str], None] = prin
         write_atomically(plan.folder / PLAN, json.dumps(as_json(plan)))
         definition = {"study": plan.study.to_dict(), "command": ["marl-memory study", *words]}
         write_atomically(plan.folder / STUDY, json.dumps(definition, indent=1))
-        outcome = Outcome(finished=finished_runs(plan, say))
+        lay_damaged_aside(plan, say)
+        outcome = Outcome(finished=finished_runs(plan))
         finished = set(outcome.finished)
         waiting = [run for run in plan.configs if run not in finished]
         with _stopped_by_signals() as stopped, Progress(plan, outcome, say) as progress:
@@ -146,22 +147,27 @@ def _settle(plan: Plan, run: Run, status: int, outcome: Outcome, *, left: bool) 
     outcome.failed[run] = why
 
 
-def finished_runs(plan: Plan, say: Callable[[str], None]) -> list[Run]:
-    """Runs with a record; one whose record, or metrics, were changed is laid aside, to be repeated."""
-    finished: list[Run] = []
+def finished_runs(plan: Plan) -> list[Run]:
+    """Runs with a record that is as it was written."""
+    return [run for run in plan.configs if not isinstance(_state(plan, run), Exception)]
+
+
+def _state(plan: Plan, run: Run) -> Record | FileNotFoundError | DamagedRecordError:
+    try:
+        return Record.read(run_folder(plan.folder, *run))
+    except (FileNotFoundError, DamagedRecordError) as error:
+        return error
+
+
+def lay_damaged_aside(plan: Plan, say: Callable[[str], None]) -> None:
+    """Make room for the runs whose record, or metrics, were changed: they are repeated."""
     for run in plan.configs:
-        folder = run_folder(plan.folder, *run)
-        try:
-            Record.read(folder)
-            finished.append(run)
-        except FileNotFoundError:
-            continue
-        except DamagedRecordError as error:
+        if isinstance(error := _state(plan, run), DamagedRecordError):
+            folder = run_folder(plan.folder, *run)
             aside = folder.parent / f"{folder.name}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             say(f"{error}; the run is repeated, and what was there lies in {aside}")
-    return finished
 
 
 def check_folder(plan: Plan) -> None:

@@ -161,6 +161,7 @@ MEMORY = [
     ([*REGION, "memory.mnemo_region.search=ivf"], "search='ivf' must be one of exact, lists"),
     ([*REGION, "memory.mnemo_region.search=lists", "memory.mnemo_region.capacity=512"], "use search='exact' below"),
     ([*REGION, "memory.mnemo_region.strength=2"], "strength=2 must lie in [0, 1]"),
+    ([*REGION, "memory.mnemo_region.keys=state"], "keys='state' must be 'observation' or 'features'"),
     ([*REGION, "memory.mnemo_region.payloads=none"], "payloads='none' must be 'own' or 'shuffled'"),
     ([*REGION, "memory.mnemo_region.gate_slope=0"], "gate_slope=0 must lie in (0, 1]"),
     ([*REGION, "scope=all"], "scope='all' must be one of per_agent, shared, centralized"),

@@ -24,6 +24,7 @@ HANDED_OVER = {
     "n_envs",
     "batch_steps",
     "off_policy",
+    "feature_size",
     "generator",
     "banks",
     "in_features",

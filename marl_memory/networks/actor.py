@@ -21,7 +21,11 @@ class Body(Protocol):
     def __call__(
         self, in_features: int, out_features: int, *, banks: int, output_gain: float, generator: Generator
     ) -> nn.Module:
-        """A module ``[*B, in] → [*B, out]`` (one bank) or ``[*B, A, in] → [*B, A, out]`` (A banks)."""
+        """A module ``[*B, in] → [*B, out]`` (one bank) or ``[*B, A, in] → [*B, A, out]`` (A banks).
+
+        For memories that find rows by the host's features it has a ``hidden_size`` H, and its ``forward`` takes
+        ``hidden``, see `MLP`.
+        """
         ...
 
 
@@ -116,9 +120,9 @@ class Actor(TensorDictModuleBase):
         bounds = (spec.action_low, spec.action_high, spec.action_valid)
         self.box = Box(*map(torch.tensor, bounds)) if spec.continuous else None
 
-    def distribution(self, td: TensorDictBase) -> Distribution:
-        """The policy at the observations of ``td``; batch shape ``[*B, A]``."""
-        output = self.body(self.input(td.get(self.keys.observation)))
+    def distribution(self, td: TensorDictBase, **hidden: Tensor) -> Distribution:
+        """The policy at the observations of ``td``; batch shape ``[*B, A]``.  For ``hidden`` see `MLP`."""
+        output = self.body(self.input(td.get(self.keys.observation)), **hidden)
         if self.log_std is None or self.box is None:
             return MaskedCategorical(output, td.get(self.keys.action_mask))
         return TanhNormal(output, self.log_std, self.box)

@@ -131,11 +131,18 @@ class MLP(nn.Module):
             for i, o, gain in zip(sizes, sizes[1:], [*gains, output_gain], strict=False)
         )
         self.layer_norm = layer_norm
+        self.hidden_size = sizes[-2]
+        """H, what the last layer reads."""
         self.banks = banks
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks.
+
+        Args:
+            x: the input.
+            hidden: ``[*B, H]`` or ``[*B, A, H]``, where what the last layer reads is left, detached; None: nowhere.
+        """
         batch = x.shape[:-1]
         if self.banks > 1:
             rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
@@ -146,6 +153,9 @@ class MLP(nn.Module):
                 rows = self.activation(rows)
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
+            if hidden is not None and i == len(self.layers) - 1:
+                last = rows.detach().transpose(0, 1) if self.banks > 1 else rows.detach()
+                hidden.copy_(last.reshape(hidden.shape))
             # One bank, without the call of a module: at a few rows that costs as much as the product.
             rows = affine(rows, layer.weight, layer.bias) if self.banks == 1 else layer(rows)  # type: ignore[arg-type]
         if self.banks > 1:

@@ -79,9 +79,9 @@ HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).paramet
 BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
 """Parameters of a section's target that the run hands over."""
 
-BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy")
+BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "feature_size")
 """Parameters of operators that the run hands over to those that take them: the task, a seed, N and the vector steps of
-the batches they are written from, and whether the host learns Q(s, a) from a replay."""
+the batches they are written from, whether the host learns Q(s, a) from a replay, and the width of its features."""
 
 MAY_CHANGE = (
     "logger.",
@@ -139,12 +139,19 @@ def algorithms_for(kind: str) -> list[str]:
 
 
 def make_memory(
-    nodes: Mapping[str, Any], spec: TaskSpec, seed: int, *, n_envs: int, batch_steps: int, off_policy: bool
+    nodes: Mapping[str, Any],
+    spec: TaskSpec,
+    seed: int,
+    *,
+    n_envs: int,
+    batch_steps: int,
+    off_policy: bool,
+    feature_size: int | None,
 ) -> Memory:
     """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
     what else of `BUILT_FOR_MEMORY` it takes.
     """
-    host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy}
+    host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy, "feature_size": feature_size}
 
     def operator(name: str, node: Mapping[str, Any]) -> Any:
         takes = inspect.signature(locate(f"memory.{name}", node)).parameters
@@ -197,6 +204,7 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
         n_envs=training["n_envs"],
         batch_steps=training["steps"] if replay is None else replay.train_every,
         off_policy=replay is not None,
+        feature_size=getattr(algorithm.actor.body, "hidden_size", None),
     )
     return algorithm, memory
 

@@ -309,7 +309,7 @@ def test_td_errors_are_written_where_a_memory_asks() -> None:
     rows.set(K.td_error, torch.zeros(ROWS, 3, 1))
     host.derive_rewards(rows)
     host.compute_targets(rows)
-    value = taken(host.actor.values(rows, critics=slice(0, 1)), rows[K.action])
+    value = taken(host.actor.values(rows)[..., :1], rows[K.action])
     host.update_critic(rows)
     expected = torch.where(rows[K.alive].unsqueeze(-1), rows[K.value_target][..., :1] - value, 0.0)
     torch.testing.assert_close(rows[K.td_error], expected.detach())

@@ -64,7 +64,8 @@ class ContinuousChain(Rules):
     shows.
 
     Best expected return: that of `Chain`, by always moving by 1: what counts of a position is how many whole steps
-    are left, and a shorter step never saves one.
+    are left, and a shorter step never saves one.  ``env=toy/chain_continuous`` has L = 10: random steps of random size
+    spread half as far.  Its best return is 1, and the start's value γ⁹ = 0.9135; with ``slip=0.1`` 0.8925.
 
     Args:
         length: L.

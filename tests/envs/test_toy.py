@@ -350,6 +350,17 @@ def test_a_real_step_moves_by_its_size_and_not_below_zero() -> None:
     assert (seen["agent_0"].tolist(), rewards["agent_0"], terminations["agent_0"]) == ([1, 1], 1.0, True)
 
 
+def test_who_arrives_with_the_last_step_has_arrived() -> None:
+    env = import_module("marl_memory_envs.toy.chain").vector_env(n_envs=2, seed=0, length=3, max_steps=3)
+    td = env.reset()
+    for _ in range(3):
+        stepped, td = env.step_and_maybe_reset(td.set(("agents", "action"), torch.tensor([[1], [0]])))
+    after = stepped["next"]
+    for flag, expected in {"terminated": [1, 0], "truncated": [0, 1], "done": [1, 1], "success": [1, 0]}.items():
+        assert after[flag][:, 0].tolist() == expected
+    assert after["agents", "discount"].flatten().tolist() == [0, 1]
+
+
 def test_two_pictures_of_the_dark_chamber_differ_in_eight_pixels_by_the_glow() -> None:
     views = DarkChamber().views[:, 0]
     apart = np.abs(views[:, None] - views[None])
@@ -456,15 +467,16 @@ def test_the_best_code_of_the_hidden_coupling(noise: float) -> None:
         for t1, t2, p1, p2 in itertools.product(tells, tells, plays, plays)
     )
     assert best == pytest.approx((1 - noise / 2) ** 2)
-    # ... and played, with three hints
-    env = import_module("marl_memory_envs.toy.hidden_coupling").vector_env(n_envs=2000, seed=0, rounds=5, noise=noise)
+    # ... and played, by three agents with three hints
+    module = import_module("marl_memory_envs.toy.hidden_coupling")
+    env = module.vector_env(n_envs=2000, seed=0, n_agents=3, rounds=5, noise=noise)
 
     def truthful(td: TensorDict) -> torch.Tensor:
         hint, playing, told = td["agents", "observation"].split([3, 1, 3], -1)
         return torch.where(playing[..., 0] > 0, told.argmax(-1), hint.argmax(-1))
 
     total = follow(env, truthful, 10)
-    assert abs(total.mean() - 5 * (1 - noise * 2 / 3) ** 2) <= 4 * total.std() / math.sqrt(2000)
+    assert abs(total.mean() - 5 * (1 - noise * 2 / 3) ** 3) <= 4 * total.std() / math.sqrt(2000)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])

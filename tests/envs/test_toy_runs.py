@@ -43,7 +43,7 @@ def greedy(folder: Path, *overrides: str) -> tuple[float, float]:
 
 
 ON_POLICY = ["training.n_envs=16", "training.steps=128"]
-LONGER = "training.total_frames=163_840"
+LONGER = "training.total_frames=200_000"
 SHORTER = "training.total_frames=61_440"
 
 

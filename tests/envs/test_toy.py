@@ -378,7 +378,8 @@ def test_grain_changes_every_picture_within_its_bounds_and_hides_no_cell() -> No
     for _ in range(5):
         simulator.step(np.zeros((3, 1), np.int64))  # up: into the wall
         seen, clean = simulator.look().observation, rules.views[simulator.copies["cell"]]
-        assert 0.009 < np.abs(seen - clean).max() <= 0.01 + 1e-7
+        assert 0.009 < (seen - clean).max() <= 0.01 + 1e-7
+        assert 0.009 < (clean - seen).max() <= 0.01 + 1e-7
         assert (np.abs(seen[:, 0, None] - rules.views[None, :, 0]).sum(-1).argmin(1) == simulator.copies["cell"]).all()
     assert (seen != first).all(-1).any()
 
@@ -489,6 +490,24 @@ def test_what_is_right_is_the_same_for_all_who_see_the_same(noise: float) -> Non
     assert len(right.unique()) == 5
     total = follow(env, lambda td: right[td["agents", "observation"].argmax(-1)], 25)
     assert abs(total.mean() - 25 * (1 - noise * 4 / 5)) <= 4 * total.std() / math.sqrt(1000) + 1e-4
+
+
+@pytest.mark.parametrize("name", ["redundant_observations", "hidden_coupling"])
+def test_an_episode_with_one_mistake_is_not_won(name: str) -> None:
+    env = vector(name, n_envs=3)
+    rules, simulator = env.simulator.rules, env.simulator
+    simulator.reset()
+    for t in range(rules.spec.max_episode_steps):
+        if name == "redundant_observations":
+            action = np.repeat(rules.right[simulator.copies["context"]][:, None], 4, axis=1)
+        else:
+            copies = simulator.copies
+            action = np.where(copies["playing"][:, None], np.roll(copies["told"], -1, axis=1), copies["hint"])
+        if t == 7:  # in hidden_coupling the fourth time to play
+            action[1, 0] = (action[1, 0] + 1) % rules.spec.action_size
+        seen = simulator.step(action)
+        assert not seen.success[:].any() or simulator.over.all()
+    assert seen.success.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(("slip", "stated"), [(0.0, 17.76), (0.1, 17.404)])

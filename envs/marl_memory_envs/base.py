@@ -38,6 +38,9 @@ class AgentsEnv(EnvBase):
     resumable: bool = False
     """Whether `snapshot` captures everything, so that a run continues exactly from where it stood."""
 
+    replay_suffix: str = ""
+    """How the files of `save_replay` end; empty where the task keeps no replays."""
+
     frames_per_second: float = 15.0
     """How many of the pictures that `frames` gives make a second of the task's own time; where it has none, 15."""
 

@@ -7,6 +7,7 @@ environment that goes on when a game breaks off.
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,6 @@ from marl_memory_envs.vector import VectorEnv
 REQUIRES = {"smacv2": "smac", "pysc2": "smac"}
 """Packages this module needs beyond the core, and the extra of ``marl-memory`` that goes with them."""
 
-HINT = "missing: marl-memory doctor says what, and how to get it"
-"""What is said of the tasks where a package is missing: the extra alone does not bring it."""
-
 MEASURES = ("dead_allies", "dead_enemies")
 
 TIMEOUTS = ("truncate", "terminate")
@@ -43,6 +41,12 @@ UNITS = {
 
 NEVER_ALONE = {"terran": ["medivac"], "protoss": [], "zerg": ["baneling"]}
 """Units that do not make up a whole team."""
+
+
+def lacking() -> str:
+    """What of all that SMAC needs is not here; empty if nothing."""
+    names = [row.name for row in smac_install.examine() if not row.there]
+    return f"{', '.join(names)} (marl-memory doctor)" if names else ""
 
 
 def smacv2_capabilities(race: str, allies: int, enemies: int) -> dict[str, Any]:
@@ -64,9 +68,9 @@ def smacv2_capabilities(race: str, allies: int, enemies: int) -> dict[str, Any]:
 class Smac(ParallelEnv[str, np.ndarray, int]):
     """One battle of SMAC or SMACv2; the agents are the allies, the enemies the game's own.
 
-    An ally that dies is terminated and leaves ``agents``.  The reward is common.  ``infos[agent]["action_mask"]`` (int8)
-    are the allowed actions: 0 does nothing and is for the dead, 1 stops, 2 to 5 move north, south, east and west, the
-    rest attack an enemy each (of a medivac: heal an ally).  At the end of an episode ``infos[agent]`` has
+    An ally that dies is terminated and leaves ``agents``.  The reward is common.  ``infos[agent]["action_mask"]``
+    (int8) are the allowed actions: 0 does nothing and is for the dead, 1 stops, 2 to 5 move north, south, east and
+    west, the rest attack an enemy each (of a medivac: heal an ally).  At the end of an episode ``infos[agent]`` has
     ``battle_won``, ``dead_allies`` and ``dead_enemies``.
 
     When a game dies, hangs or is refused, it is started anew.  The episode that it breaks off is truncated where it
@@ -109,6 +113,7 @@ class Smac(ParallelEnv[str, np.ndarray, int]):
             "render_modes": ["rgb_array"],
             "render_fps": frames_per_second,
             "is_parallelizable": True,
+            "replay_suffix": ".SC2Replay",
             "episode_limit": self.episode_limit,
         }
         self.render_mode = "rgb_array"
@@ -329,9 +334,7 @@ OURS = ("map_name", "seed", "game_version", "difficulty", "capability_config", "
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    import inspect
-
-    from smacv2.env.starcraft2.starcraft2 import StarCraft2Env
+    from smacv2.env.starcraft2.starcraft2 import StarCraft2Env  # pyright: ignore[reportMissingImports]
 
     known = [
         key

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,11 +22,11 @@ from marl_memory_envs.smac_process import GameProcess, replaced  # first: it mak
 from marl_memory_envs.smac_rules import GameFailure
 
 # isort: split
-import websocket
+import websocket  # pyright: ignore[reportMissingImports]
 from google.protobuf.message import DecodeError
-from pysc2 import run_configs
-from pysc2.lib import protocol, remote_controller, sc_process
-from smacv2.env.starcraft2 import distributions, starcraft2
+from pysc2 import run_configs  # pyright: ignore[reportMissingImports]
+from pysc2.lib import protocol, remote_controller, sc_process  # pyright: ignore[reportMissingImports]
+from smacv2.env.starcraft2 import distributions, starcraft2  # pyright: ignore[reportMissingImports]
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is told once, by whoever deals with it
 
@@ -139,7 +140,8 @@ class Game(starcraft2.StarCraft2Env):
 
         `step` then returns ``(0, True, {})`` beside old observations, and `reset` can loop for ever.
         """
-        raise GameFailure("the game broke off")
+        error = sys.exc_info()[1]
+        raise GameFailure(f"{type(error).__name__}: {error}" if error else "smacv2 asked for a new game")
 
     def close(self) -> None:
         """Close the renderer; the process is its owner's."""
@@ -252,7 +254,7 @@ class Game(starcraft2.StarCraft2Env):
     def render(self, mode: str = "rgb_array") -> Any:
         """A picture ``[H, W, 3]``.  pysc2 shuffles its colours in a way that Python 3.11 refuses."""
         with replaced(random, "shuffle", _shuffle):
-            import smacv2.env.starcraft2.render  # noqa: F401
+            import smacv2.env.starcraft2.render  # noqa: F401  # pyright: ignore[reportMissingImports]
         return super().render(mode)
 
 

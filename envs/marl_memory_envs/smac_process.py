@@ -22,7 +22,7 @@ from marl_memory_envs.smac_protos import ensure
 
 ensure()
 
-from pysc2.lib import protocol, sc_process  # noqa: E402
+from pysc2.lib import protocol, sc_process  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 TAIL = 10
 """Lines of the game's output that are kept when it is killed."""

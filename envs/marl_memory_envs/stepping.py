@@ -594,7 +594,7 @@ def _reply(call: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
     """Whether a call worked, its result or error, and where in the code the error arose."""
     try:
         return pickle.dumps((True, call(*arguments), ""), pickle.HIGHEST_PROTOCOL)
-    except (EnvironmentFailure, ValueError, ImportError, ChildProcessError) as error:
+    except (EnvironmentFailure, ValueError, ImportError, OSError) as error:
         return pickle.dumps((False, error, traceback.format_exc()))
     except Exception as error:
         told = RuntimeError(f"a worker process failed in {call.__name__}(): {type(error).__name__}: {error}")

@@ -127,6 +127,7 @@ class VectorEnv(AgentsEnv):
         )
         super().__init__(spec, len(envs))
         self.envs = list(envs)
+        self.replay_suffix = str(envs[0].metadata.get("replay_suffix", self.replay_suffix))
         self.frames_per_second = float(envs[0].metadata.get("render_fps", self.frames_per_second))
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}

@@ -149,17 +149,8 @@ class Smac(ParallelEnv[str, np.ndarray, int]):
         if seed is not None or self._seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
             self._seed, self._since_seed, self._game = seed & 0x7FFFFFFF, 0, None
-        while True:
-            try:
-                self._game = self._game or self.games.make(self._game_seed())
-                if self._game.reset() is not None:
-                    break
-                reason = "its reset gave nothing"
-            except GameFailure as error:
-                reason = str(error)
-            lines = self._fail(reason)
-            if self._failures >= self.attempts:
-                raise ChildProcessError(self._given_up(reason, lines))
+        while not self._begins():
+            pass
         self._look()
         self.agents = list(self.possible_agents)
         return self._observations(self.agents), self._infos(self.agents)
@@ -225,6 +216,20 @@ class Smac(ParallelEnv[str, np.ndarray, int]):
 
     # -------------------------------------------------------------------------------------------------- games that fail
 
+    def _begins(self) -> bool:
+        """Whether the game at hand, or a new one, begins an episode."""
+        if self._failures >= self.attempts:
+            self._failures = 0
+            raise ChildProcessError(self._given_up())
+        try:
+            self._game = self._game or self.games.make(self._game_seed())
+            if self._game.reset() is not None:
+                return True
+            self._fail("its reset gave nothing")
+        except GameFailure as error:
+            self._fail(str(error))
+        return False
+
     def _game_seed(self) -> int:
         """The seed's own at first; after a failure another one, that follows from it too."""
         assert self._seed is not None
@@ -232,15 +237,14 @@ class Smac(ParallelEnv[str, np.ndarray, int]):
             return self._seed
         return int(np.random.SeedSequence([self._seed, self._since_seed]).generate_state(1)[0] & 0x7FFFFFFF)
 
-    def _fail(self, reason: str) -> list[str]:
-        """Kill the game and count; the last lines it wrote."""
-        lines = self.games.kill()
+    def _fail(self, reason: str) -> None:
+        """Kill the game and count."""
+        self._last_words = reason, self.games.kill()
         self._game = None
         self.restarts += 1
         self._since_seed += 1
         self._failures += 1
         print(f"warning: {self.name}: {reason}; the game is started anew", file=sys.stderr, flush=True)
-        return lines
 
     def _break_off(
         self, reason: str
@@ -254,10 +258,11 @@ class Smac(ParallelEnv[str, np.ndarray, int]):
         nobody = dict.fromkeys(acting, False)
         return self._observations(acting), dict.fromkeys(acting, 0.0), nobody, dict.fromkeys(acting, True), infos
 
-    def _given_up(self, reason: str, lines: list[str]) -> str:
+    def _given_up(self) -> str:
+        reason, lines = self._last_words
         said = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
         return (
-            f"{self.name}: the game failed {self._failures} times in a row without an episode that ended, at last: "
+            f"{self.name}: the game failed {self.attempts} times in a row without an episode that ended, at last: "
             f"{reason}.  It was started with SC2PATH={smac_install.root()}; the last it wrote:\n{said}"
         )
 

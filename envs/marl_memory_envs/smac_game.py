@@ -7,14 +7,16 @@ are imported nowhere else but here and in `smac_process`.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
@@ -252,8 +254,12 @@ class Game(starcraft2.StarCraft2Env):
             return super().get_stats()
 
     def render(self, mode: str = "rgb_array") -> Any:
-        """A picture ``[H, W, 3]``.  pysc2 shuffles its colours in a way that Python 3.11 refuses."""
-        with replaced(random, "shuffle", _shuffle):
+        """A picture ``[H, W, 3]``.
+
+        pysc2 shuffles its colours in a way that Python 3.11 refuses, and imports sk-video, which it does not use here.
+        """
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        with replaced(random, "shuffle", _shuffle), _in_place_of("skvideo", io=SimpleNamespace(FFmpegWriter=object)):
             import smacv2.env.starcraft2.render  # noqa: F401  # pyright: ignore[reportMissingImports]
         return super().render(mode)
 
@@ -311,6 +317,19 @@ def _generators(capabilities: Mapping[str, Any], seed: int) -> list[Any]:
             elif isinstance(value, distributions.Distribution):
                 waiting.append(value)
     return found
+
+
+@contextmanager
+def _in_place_of(module: str, **entries: Any) -> Iterator[None]:
+    """``import module`` finds these entries meanwhile, where it is not installed."""
+    if find_spec(module) is not None:
+        yield
+        return
+    sys.modules[module] = cast(ModuleType, SimpleNamespace(**entries))
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def _shuffle(x: list[Any], draw: Any = random.random) -> None:

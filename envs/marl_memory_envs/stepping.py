@@ -249,6 +249,7 @@ class Portrait(NamedTuple):
     spaces: dict[str, tuple[Space[Any], Space[Any]]]
     metadata: dict[str, Any]
     render_mode: str | None
+    state_space: Space[Any] | None
 
 
 class View(NamedTuple):
@@ -264,7 +265,9 @@ class ProcessEnv(ParallelEnv[str, Any, Any]):
 
     def __init__(self, processes: Processes, row: int, portrait: Portrait) -> None:
         self.processes, self.row = processes, row
-        self._text, self.possible_agents, self._spaces, self.metadata, self.render_mode = portrait
+        self._text, self.possible_agents, self._spaces, self.metadata, self.render_mode, space = portrait
+        if space is not None:
+            self.state_space = space
 
     @property
     def agents(self) -> list[str]:  # type: ignore[override]
@@ -522,7 +525,12 @@ class Worker:
         self.team = list(self.envs[rows[0]].possible_agents)
         return [
             Portrait(
-                str(env), list(env.possible_agents), self.spaces[row], env.metadata, getattr(env, "render_mode", None)
+                str(env),
+                list(env.possible_agents),
+                self.spaces[row],
+                env.metadata,
+                getattr(env, "render_mode", None),
+                getattr(env, "state_space", None),
             )
             for row, env in self.envs.items()
         ]

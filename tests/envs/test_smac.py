@@ -19,8 +19,8 @@ from marl_memory.training.config import config_dir
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.recording import record
 from marl_memory.training.tasks import list_tasks, load_task
-from marl_memory_envs import smac, smac_install
-from marl_memory_envs.smac import MEASURES, Smac
+from marl_memory_envs import smac, smac_env, smac_install
+from marl_memory_envs.smac_env import MEASURES, Smac, smacv2_capabilities, task_name
 from marl_memory_envs.smac_rules import GameFailure
 from marl_memory_envs.vector import VectorEnv
 
@@ -424,7 +424,7 @@ def test_every_map_has_a_config_of_its_name() -> None:
         for name in maps:
             config = load_task(CONFIGS, f"{suite}/{name}")
             assert config["map"] == name
-            assert smac.task_name(name) == f"{suite}/{name}"
+            assert task_name(name) == f"{suite}/{name}"
             smac_install.check_map(name)
 
 
@@ -432,7 +432,7 @@ def test_the_defaults_of_the_code_are_those_of_the_configs() -> None:
     import inspect
 
     config = load_task(CONFIGS, "smac/3m")
-    for function in (smac.vector_env, smac.parallel_env):
+    for function in (smac.vector_env, smac_env.parallel_env):
         for key, parameter in inspect.signature(function).parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 assert config[key] == parameter.default, key
@@ -466,7 +466,7 @@ def test_an_unknown_map_is_named_with_those_near_it(name: str) -> None:
 def test_scenarios_of_other_sizes_are_read() -> None:
     assert smac_install.scenario("terran_7_vs_9") == ("terran", 7, 9)
     assert smac_install.scenario("5m_vs_6m") is None
-    assert smac.smacv2_capabilities("zerg", 7, 9)["team_gen"]["unit_types"] == ["zergling", "hydralisk", "baneling"]
+    assert smacv2_capabilities("zerg", 7, 9)["team_gen"]["unit_types"] == ["zergling", "hydralisk", "baneling"]
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_every_map_plays_as_the_real_maps_are(name: str, stub: Any, open_env: Ca
 @pytest.mark.parametrize("name", ["3m", "zerg_5_vs_5"])
 def test_seeds_reproduce_whole_episodes(name: str, installation: str, open_env: Callable[..., Smac]) -> None:
     def two(env: Smac, seed: int) -> list[Any]:
-        return [*episode(env, seed), *episode(env)]
+        return [*episode(env, seed)[:-1], *episode(env)]
 
     first, used = open_env(name), open_env(name)
     episode(used, 9)
@@ -350,7 +350,7 @@ def test_7_rewards_of_a_won_battle_sum_to_20_whatever_the_teams(stub: Any, open_
 def test_8_a_crash_or_an_error_costs_only_the_partial_episode(
     fault: str, name: str, stub: Any, open_env: Callable[..., Smac], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stub(once=True, **{fault: 60})
+    stub(once=True, **{fault: 10})
     env = open_env(name)
     ends = [episode(env, 0 if i == 0 else None, stop=True)[-1] for i in range(6)]
     dropped = ["dropped" in next(iter(infos.values())) for infos in ends]
@@ -501,7 +501,7 @@ def test_failures_in_a_vector_cost_only_partial_episodes(stub: Any) -> None:
     after = data["next"]
     assert after["dropped"].sum() >= 2
     assert (after["done"] & ~after["dropped"]).sum() >= 4
-    assert (after["truncated"] & ~after["dropped"]).sum() == 0
+    assert not (after["dropped"] & ~after["truncated"]).any()
     env.close()
 
 

@@ -20,8 +20,7 @@ VERSION = "4.10"
 GET_PACKAGES = 'pip install "marl-memory[smac]"'
 GET_SMACV2 = "pip install --no-deps pysc2==4.0.0 git+https://github.com/oxwhirl/smacv2"
 GET_GAME = "Linux package 4.10: https://github.com/Blizzard/s2client-proto#downloads"
-GET_MAPS = """unpack the *.SC2Map of both (SMAC, SMACv2) into Maps/SMAC_Maps:
-https://github.com/oxwhirl/smac/releases/download/v0.1-beta1/SMAC_Maps.zip
+GET_MAPS = """unpack its *.SC2Map into Maps/SMAC_Maps (SMAC's maps and SMACv2's):
 https://github.com/oxwhirl/smacv2/releases/download/maps/SMAC_Maps.zip"""
 
 FROM_PYPI = ("absl", "portpicker", "s2clientprotocol", "websocket")

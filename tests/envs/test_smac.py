@@ -508,7 +508,7 @@ def test_a_missing_package_is_one_clear_error(
 def test_a_missing_game_or_map_is_one_clear_error(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = partial(smac.vector_env, n_envs=1, seed=0)
     (installed / "Maps/SMAC_Maps/3m.SC2Map").unlink()
-    with pytest.raises(ValueError, match=r"env.map=3m needs the file .*3m.SC2Map, which is not there.\nunpack the"):
+    with pytest.raises(ValueError, match=r"env.map=3m needs the file .*3m.SC2Map, which is not there.\nunpack its"):
         make(map="3m")
     (installed / "Maps/SMAC_Maps/32x32_flat.SC2Map").unlink()
     with pytest.raises(ValueError, match=r"env.map=zerg_5_vs_5 needs the file .*32x32_flat.SC2Map"):

@@ -23,6 +23,9 @@ class TaskSpec:
         own_state: whether the task has a global state of its own; else ``state`` is all observations, concatenated.
         common_reward: whether all agents receive one reward (the reward then counts for an agent after its death too).
         has_success: whether ``("next", "success")`` tells that an episode was won.
+        measures: names of the M numbers that ``("next", "measures")`` holds at an episode's end, as in ``dead_allies``.
+        has_dropped: whether ``("next", "dropped")`` tells that an episode broke off because its simulator failed: it is
+            truncated where it stood, and enters no statistic.
         max_episode_steps: the time limit in environment steps, where the task declares one.
         action_embedding: one vector per action (for structured transport costs), where the task offers it.
         group: the name of the agents' group (see `Keys`).
@@ -40,6 +43,8 @@ class TaskSpec:
     own_state: bool
     common_reward: bool
     has_success: bool = False
+    measures: tuple[str, ...] = ()
+    has_dropped: bool = False
     max_episode_steps: int | None = None
     action_low: tuple[tuple[float, ...], ...] | None = None
     action_high: tuple[tuple[float, ...], ...] | None = None

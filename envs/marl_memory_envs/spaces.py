@@ -83,7 +83,10 @@ def pad_bounds(limits: Sequence[np.ndarray | None]) -> tuple[tuple[float, ...], 
 
 
 def own_state_size(env: ParallelEnv[str, Any, Any]) -> int | None:
-    """Features of ``env.state()``, tried once; None where the environment does not implement it."""
+    """Features of ``env.state()``: as declared by a flat ``state_space``, else tried once (None: not implemented)."""
+    declared = getattr(env, "state_space", None)
+    if isinstance(declared, spaces.Box) and len(declared.shape) == 1:
+        return declared.shape[0]
     env.reset()
     try:
         state = np.asarray(env.state())

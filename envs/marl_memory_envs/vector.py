@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ COMMON = 1e-5
 
 _SPACES = ("observation_space", "action_space")
 
-_ROOT = ("state", "done", "terminated", "truncated", "success")
+_ROOT = ("state", "done", "terminated", "truncated", "success", "measures", "dropped")
 
 
 class VectorEnv(AgentsEnv):
@@ -69,6 +70,10 @@ class VectorEnv(AgentsEnv):
         name: the task's name; by default what the first environment calls itself.
         common_reward: whether all agents receive one reward (checked at every step).
         success: the key in an agent's info which tells at the end of an episode whether it was won.
+        measures: the keys of numbers in an agent's info at the end of an episode, which are told beside its return.
+        dropped: the key in an agent's info which tells at the end of an episode that it broke off, through no doing of
+            the agents: it must be truncated, and counts for nothing.
+        action_embedding: see `TaskSpec`.
         max_episode_steps: the time limit that the environments themselves impose, in steps (checked, not imposed).
         group: the name of the agents' group in the TensorDict.
         stepping: ``serial`` steps one environment after another, ``threads`` and ``processes`` some on each of the
@@ -90,6 +95,9 @@ class VectorEnv(AgentsEnv):
         name: str | None = None,
         common_reward: bool = False,
         success: str | None = None,
+        measures: Sequence[str] = (),
+        dropped: str | None = None,
+        action_embedding: tuple[tuple[float, ...], ...] | None = None,
         max_episode_steps: int | None = None,
         group: str = "agents",
         stepping: str = "serial",
@@ -109,6 +117,9 @@ class VectorEnv(AgentsEnv):
             own_state=state_size is not None,
             common_reward=common_reward,
             has_success=success is not None,
+            measures=tuple(measures),
+            has_dropped=dropped is not None,
+            action_embedding=action_embedding,
             max_episode_steps=max_episode_steps,
             action_low=pad_bounds([agent.low for agent in agents]),
             action_high=pad_bounds([agent.high for agent in agents]),
@@ -116,6 +127,7 @@ class VectorEnv(AgentsEnv):
         )
         super().__init__(spec, len(envs))
         self.envs = list(envs)
+        self.replay_suffix = str(envs[0].metadata.get("replay_suffix", self.replay_suffix))
         self.frames_per_second = float(envs[0].metadata.get("render_fps", self.frames_per_second))
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
@@ -128,7 +140,7 @@ class VectorEnv(AgentsEnv):
         self._one_width = len(set(spec.observation_sizes)) == 1
         self._one_size = len(set(spec.action_sizes)) == 1
         self._plain_actions = self._one_size and not self._noop.any()
-        self._success_key = success
+        self._success_key, self._dropped_key = success, dropped
         self._template = _template(spec, self.n_envs)
         self._usual = {**self._template, "alive": np.ones((self.n_envs, spec.n_agents), dtype=bool)}
         self._usual_tensors = {key: torch.from_numpy(array) for key, array in self._usual.items()}
@@ -171,6 +183,14 @@ class VectorEnv(AgentsEnv):
                 "the environment must be made with render_mode='rgb_array' and know that mode"
             )
         return [picture]
+
+    def save_replay(self, file: Path) -> None:
+        """See `AgentsEnv.save_replay`: the first environment's own ``save_replay(path)``, where it has one."""
+        save = getattr(self.envs[0], "save_replay", None)
+        if save is None:
+            super().save_replay(file)
+        else:
+            save(str(file))
 
     # ---- TorchRL's three methods -------------------------------------------------------------------------------------
 
@@ -304,8 +324,7 @@ class VectorEnv(AgentsEnv):
             frame["truncated" if self._cut[row] else "terminated"][row] = True
             if not self._cut[row]:
                 frame["discount"][row] = 0.0
-            if self._success_key is not None:
-                frame["success"][row] = self._read_success(row, infos, listed, self._success_key)
+            self._read_end(frame, row, infos, listed)
 
     def _write_whole(self, frame: Frame, whole: WholeTeams) -> None:
         """Write the rows in which every agent acted and goes on acting."""
@@ -458,12 +477,24 @@ class VectorEnv(AgentsEnv):
             "set common_reward=False, or make the environment give all agents one reward"
         )
 
-    def _read_success(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], key: str) -> bool:
+    def _read_end(self, frame: Frame, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str]) -> None:
+        """Write what the infos tell at the end of an episode; of one that is dropped, only that."""
+        if self._dropped_key is not None and any((infos.get(name) or {}).get(self._dropped_key) for name in acted):
+            if not self._cut[row]:
+                raise ValueError(f"{self._where(row)}: an episode that is dropped must be truncated")
+            frame["dropped"][row] = True
+            return
+        if self._success_key is not None:
+            frame["success"][row] = bool(self._told(row, infos, acted, "success", self._success_key))
+        for i, key in enumerate(self.task_spec.measures):
+            frame["measures"][row, i] = self._told(row, infos, acted, "measures", key)
+
+    def _told(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], kind: str, key: str) -> Any:
         for name in acted:
             if key in (info := infos.get(name) or {}):
-                return bool(info[key])
+                return info[key]
         raise ValueError(
-            f"{self._where(row)}: success={key!r} is in no agent's info at the end of the episode; "
+            f"{self._where(row)}: {kind}={key!r} is in no agent's info at the end of the episode; "
             f"infos are {dict(infos)}"
         )
 
@@ -546,13 +577,13 @@ class VectorEnv(AgentsEnv):
 
 def _stepping(envs: list[ParallelEnv[str, Any, Any]], team: list[str], kind: str, workers: int | None) -> Stepping:
     first = envs[0]
-    if kind == "processes" and len(envs) > 1:
-        if not isinstance(first, ProcessEnv):
-            raise ValueError(
-                "env.stepping='processes' needs environments that were made in worker processes: use vector_env, or "
-                "set env.stepping to serial or threads"
-            )
+    if isinstance(first, ProcessEnv):
         return first.processes
+    if kind == "processes" and len(envs) > 1:
+        raise ValueError(
+            "env.stepping='processes' needs environments that were made in worker processes: use vector_env, or "
+            "set env.stepping to serial or threads"
+        )
     if kind == "threads" and (count := worker_count(len(envs), workers)) > 1:
         return Threads(envs, team, count)
     return Serial(envs, team)
@@ -573,6 +604,10 @@ def _template(spec: TaskSpec, n: int) -> Frame:
         frame["action_mask"] = np.tile(np.array(spec.action_valid), (n, 1, 1))
     if spec.has_success:
         frame["success"] = np.zeros((n, 1), dtype=bool)
+    if spec.measures:
+        frame["measures"] = np.zeros((n, len(spec.measures)), dtype=np.float32)
+    if spec.has_dropped:
+        frame["dropped"] = np.zeros((n, 1), dtype=bool)
     return frame
 
 

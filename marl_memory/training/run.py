@@ -42,6 +42,7 @@ from marl_memory.training.config import (
 )
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
+from marl_memory.training.recording import record
 from marl_memory.training.trainer import Schedule, Trainer, check_count
 from marl_memory.training.video import asking_for_pictures, check_file, film
 
@@ -400,7 +401,13 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
 
 
 def evaluate_run(
-    folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None, video: Path | None = None
+    folder: Path,
+    *,
+    episodes: int,
+    checkpoint: str = "best",
+    seed: int | None = None,
+    video: Path | None = None,
+    replay: Path | None = None,
 ) -> Episodes:
     """Play ``episodes`` greedy episodes with a run's policy, on seeds of their own.
 
@@ -410,24 +417,30 @@ def evaluate_run(
         checkpoint: ``best`` or ``last``.
         seed: of the environments; None for one derived from the run's, different from training and its evaluations.
         video: an .mp4 or .gif to film them to; they are then played one after the other in a single environment.
+        replay: a folder to write replays to, in the game's own form; played one after the other too.
 
     Raises:
-        ValueError: if there is no such run or checkpoint, or the task can not be drawn.
+        ValueError: if there is no such run or checkpoint, the task can not be drawn or keeps no replays, or a film and
+            replays are asked for at once.
         ImportError: if the film needs what is not installed.
         NotWrittenError: if the film can not be written.
     """
     config = read_config(folder)
+    if video is not None and replay is not None:
+        raise ValueError(f"--video={video} and --replay={replay} can not be made at once: leave one of them out")
     if video is not None:
         check_file(video)
     torch.set_num_threads(config["training"]["threads"])
     actor = load_policy(folder, checkpoint=checkpoint)
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
-    n_envs = min(episodes, config["training"]["n_envs"])
+    n_envs = min(episodes, config["training"]["n_envs"]) if replay is None else 1
     env: Any = make_env(config, n_envs, seed) if video is None else _make_drawable_env(config, seed)
     try:
         _check_task(folder, read_run(folder), env.task_spec)
         if video is not None:
             return film(env, actor, video, episodes=episodes, seed=seed)
+        if replay is not None:
+            return record(env, actor, replay, episodes=episodes, seed=seed)
         return evaluate(env, actor, episodes=episodes, seed=seed)
     finally:
         env.close()

@@ -17,7 +17,20 @@ from marl_memory.memory.scope import Scope
 from marl_memory.memory.store import RingStore
 from marl_memory.spec import TaskSpec
 from marl_memory.testing.batches import SPECS
-from marl_memory.testing.case import AWAY, MOST, ROWS, Case, Holds, changed, copy_of, leaves, path_of, state_of, step
+from marl_memory.testing.case import (
+    AWAY,
+    MOST,
+    ROWS,
+    Case,
+    Holds,
+    changed,
+    cloned,
+    copy_of,
+    leaves,
+    path_of,
+    state_of,
+    step,
+)
 
 
 def check_memory_operator(
@@ -27,7 +40,7 @@ def check_memory_operator(
     capacity: int | None = None,
     private: bool | None = None,
     holds: Holds | None = None,
-    trainable: bool = False,
+    trainable: bool | None = None,
     seed: int = 0,
 ) -> None:
     """Raise AssertionError, with the property and how it is broken, if an operator does not keep the contract.
@@ -42,7 +55,7 @@ def check_memory_operator(
         private: whether no agent recalls another's rows; None: where a `Scope` ``per_agent`` is part of the operator.
         holds: ``newest``: exactly the newest rows, as they came; ``rows``: single rows until it is full; ``means``:
             sums of rows, of which none is known any more.  None: what its `RingStore` does; without one, ``means``.
-        trainable: whether it has parameters.
+        trainable: whether it has parameters; None: where it has a ``learn`` of its own.
         seed: of operators and batches.
 
     Raises:
@@ -65,7 +78,7 @@ def check_memory_operator(
             capacity=capacity,
             private=private_here if private is None else private,
             holds=_holds(parts) if holds is None else holds,
-            trainable=trainable,
+            trainable=type(operator).learn is not MemoryOperator.learn if trainable is None else trainable,
         )
         for property_ in PROPERTIES:
             title = (property_.__doc__ or "").strip().rstrip(".")
@@ -156,6 +169,20 @@ def survives_a_checkpoint(case: Case) -> None:
     assert not differing, f"what is recalled after loading differs in {differing}: something is in no buffer"
 
 
+def goes_on_from_a_checkpoint(case: Case) -> None:
+    """Loaded from a state_dict it goes on as if it had never stopped."""
+    whole, other = case.build(), case.build()
+    for turn in range(3):
+        step(whole, case.batch(turn))
+    other.load_state_dict(cloned(whole.state_dict()), strict=True)
+    for operator in (whole, other):
+        operator.set_progress(0, 0.0)
+        for turn in (3, 4):
+            step(operator, case.batch(turn))
+    differing = changed(state_of(whole), state_of(other))
+    assert not differing, f"two writes after loading these differ: {differing}"
+
+
 def forward_changes_nothing(case: Case) -> None:
     """Forward changes nothing but out_keys."""
     operator, td = case.filled(), case.batch(501)
@@ -167,6 +194,26 @@ def forward_changes_nothing(case: Case) -> None:
     declared = {path_of(key) for key in operator.out_keys}
     surplus = [key for key in changed(entries, leaves(td)) if key not in declared]
     assert not surplus, f"forward sets {surplus}, which are not in out_keys"
+
+
+def leaves_the_environments_entries_alone(case: Case) -> None:
+    """What environment and policy wrote is never overwritten, the environment's reward above all."""
+    operator = case.template
+    foreign = [path_of(key) for key in operator.out_keys if path_of(key)[0] != case.keys.learn]
+    assert operator.stage is Stage.ACT or not foreign, f"out_keys holds {foreign}, which is not under 'learn'"
+
+
+def adds_to_the_reward(case: Case) -> None:
+    """What a REWARD operator adds to learn_reward does not depend on what is there."""
+    if case.template.stage is not Stage.REWARD:
+        return
+    k, operator, more = case.keys, case.filled(), case.batch(519)
+    less = copy_of(more)
+    less.get(k.learn_reward).sub_(8.0)
+    own = {path_of(key) for key in operator.out_keys} - {k.learn_reward, *operator.entries}
+    assert not own, f"it sets {sorted(own)}; a REWARD operator adds to learn_reward"
+    high, low = (case.recall(operator, td).read[k.learn_reward] for td in (more, less))
+    assert torch.allclose(high - low, torch.tensor(8.0), atol=1e-3), "the reward that was there is lost or scaled"
 
 
 def write_changes_only_itself(case: Case) -> None:
@@ -340,7 +387,10 @@ def ignores_the_dead(case: Case) -> None:
         else:
             td.get(case.keys.state)[dead.all(-1)] = garbage
         recalled = case.recall(operator, td)
-        assert not recalled.acted[dead].any(), "memory acts on agents that are dead"
+        # A common reward counts for the dead too, while somebody lives.
+        shared_out = operator.stage is Stage.REWARD and case.spec.common_reward
+        untouched = dead.all(-1, keepdim=True).expand_as(dead) if shared_out else dead
+        assert not recalled.acted[untouched].any(), "memory acts on agents that are dead"
         reads.append({key: x[~dead] for key, x in recalled.read.items() if x.shape[:2] == dead.shape})
         step(operator, td)
         states.append(state_of(operator))
@@ -354,11 +404,12 @@ def ignores_padding(case: Case) -> None:
     features, actions = case.valid, torch.tensor(case.spec.action_valid)
     for garbage in (0.0, 50.0):
         operator, td = case.filled(), case.batch(512)
-        for key, valid in ((k.observation, features), (k.action_gradient, actions), (k.policy("loc"), actions)):
+        padded = {k.observation: features, ("next", *k.observation): features, k.action_gradient: actions}
+        for key, valid in (*padded.items(), (k.policy("loc"), actions)):
             if (x := td.get(key, None)) is not None:
                 x.copy_(torch.where(valid, x, garbage))
-        if not case.spec.own_state:
-            td.get(k.state).copy_(td.get(k.observation).flatten(-2))
+        for prefix in ((), ("next",)) if not case.spec.own_state else ():
+            td.get((*prefix, k.state)).copy_(td.get((*prefix, *k.observation)).flatten(-2))
         read = case.recall(operator, td).read
         for key, x in read.items():
             if x.shape[1:] == actions.shape and key != k.value_target and key[:2] != k.replay:
@@ -418,7 +469,10 @@ PROPERTIES = (
     empty_is_absent,
     stays_bounded,
     survives_a_checkpoint,
+    goes_on_from_a_checkpoint,
     forward_changes_nothing,
+    leaves_the_environments_entries_alone,
+    adds_to_the_reward,
     write_changes_only_itself,
     declares_what_it_reads,
     strength_0_is_absent,

@@ -48,10 +48,10 @@ def reconstruction_error(state: Tensor, decoded: Tensor, valid: Tensor | None = 
     Returns:
         ``[*B]``.
     """
-    error = (state - decoded).square()
+    error = state - decoded
     if valid is None:
-        return error.mean(-1)
-    return torch.where(valid, error, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
+        return error.square().mean(-1)
+    return torch.where(valid, error, 0.0).square().sum(-1) / valid.sum(-1).clamp(min=1)
 
 
 def fine_novelty(code: Tensor, *, sign: int) -> Tensor:

@@ -100,7 +100,7 @@ class CoarseFineNovelty(MemoryOperator):
         super().__init__(strength=strength, strength_final=strength_final)
         check_positive(capacity=capacity, lr=lr, batches=batches, batch_size=batch_size)
         _check_not_negative(sparsity=sparsity, zeta=zeta, eta=eta, eta_final=eta_final)
-        _check_choices(latent, fine_sign, combine)
+        _check_choices(hidden, latent, fine_sign, combine)
         self.spec, k = spec, spec.keys
         self.batches, self.batch_size, self.zeta, self.combine = batches, batch_size, zeta, combine
         self.eta_first, self.eta_final = eta, eta_final
@@ -238,7 +238,9 @@ def _check_not_negative(**values: float) -> None:
             raise ValueError(f"{name}={value!r} must not be negative")
 
 
-def _check_choices(latent: int, fine_sign: int, combine: str) -> None:
+def _check_choices(hidden: Sequence[int], latent: int, fine_sign: int, combine: str) -> None:
+    if min(hidden, default=1) < 1:
+        raise ValueError(f"hidden={list(hidden)} must hold positive widths")
     if latent < 2:
         raise ValueError(f"latent={latent!r} must be at least 2: a single number is never sparse")
     if fine_sign not in (1, -1):

@@ -14,6 +14,8 @@ from marl_memory.networks.autoencoder import Autoencoder
 from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.networks.optimiser import FlatAdam
 
+BRIGHTEST = 255.0
+
 TOGETHER = 1024
 """Rows that go through an autoencoder in one piece."""
 
@@ -29,10 +31,11 @@ class Novelty(NamedTuple):
 class StateNovelty(nn.Module):
     """The newest states of each of G banks, autoencoders that learn them, and running deviations of r_c and r_f.
 
-    States are normalised by their running mean and deviation.
+    Vectors are normalised by their running mean and deviation; pictures, which are bytes, by their largest value.
 
     Args:
         valid: ``[G, F]``: False marks padding in the states of a bank, which enters nothing.
+        picture: channels, height and width of states that are pictures; None: they are vectors.
         size: states of a bank that are kept to learn from.
         latent, hidden: see `Autoencoder`.
         sparsity: λ₁.
@@ -45,6 +48,7 @@ class StateNovelty(nn.Module):
         self,
         valid: Tensor,
         *,
+        picture: Sequence[int] | None = None,
         size: int,
         latent: int,
         hidden: Sequence[int],
@@ -54,12 +58,12 @@ class StateNovelty(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.latent, self.hidden, self.seed = latent, tuple(hidden), seed
+        self.latent, self.hidden, self.picture, self.seed = latent, tuple(hidden), picture, seed
         self.sparsity, self.fine_sign = sparsity, fine_sign
         self.valid: Tensor
         self.register_buffer("valid", valid.unsqueeze(1), persistent=False)
-        self.recent = RecentRows(*valid.shape, size=size)
-        self.moments = RunningMoments(*valid.shape)
+        self.recent = RecentRows(*valid.shape, size=size, dtype=torch.uint8 if picture else torch.float32)
+        self.moments = None if picture else RunningMoments(*valid.shape)
         self.scales = RunningMoments(len(valid), 2)
         self.learnt: Tensor
         self.register_buffer("learnt", torch.zeros(len(valid), dtype=torch.int64))
@@ -69,8 +73,14 @@ class StateNovelty(nn.Module):
 
     def _new(self) -> Autoencoder:
         banks, _, features = self.valid.shape
-        generator = Generator().manual_seed(self.seed)
-        return Autoencoder(features, self.latent, banks=banks, hidden=self.hidden, generator=generator)
+        return Autoencoder(
+            features,
+            self.latent,
+            banks=banks,
+            hidden=self.hidden,
+            picture=self.picture,
+            generator=Generator().manual_seed(self.seed),
+        )
 
     @property
     def known(self) -> Tensor:
@@ -85,15 +95,18 @@ class StateNovelty(nn.Module):
     def clear(self) -> None:
         """Forget the states, and what was learnt of them."""
         self.recent.clear()
-        for x in (self.learnt, *self.moments.buffers(), *self.scales.buffers()):
-            x.zero_()
+        self.learnt.zero_()
+        for moments in (self.moments, self.scales):
+            for x in () if moments is None else moments.buffers():
+                x.zero_()
         self.autoencoder.load_state_dict(self._new().state_dict())
         self.optimiser.load_named_state(dict(self.named_parameters()), {})
 
     @torch.no_grad()
     def write(self, states: Tensor, live: Tensor) -> None:
         """Take in states ``[G, R, F]`` where ``live`` ``[G, R]`` is True."""
-        self.moments.update(states.transpose(0, 1), live.T.unsqueeze(-1))
+        if self.moments is not None:
+            self.moments.update(states.transpose(0, 1), live.T.unsqueeze(-1))
         self.recent.write(states, live)
 
     @torch.no_grad()
@@ -103,11 +116,17 @@ class StateNovelty(nn.Module):
         return Novelty(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 
     def _of(self, states: Tensor) -> Novelty:
-        state = self.moments.normalise(states.transpose(0, 1)).transpose(0, 1)
-        state = torch.where(self.valid, state, 0.0)
+        state = self.normalised(states)
         code, decoded = self.autoencoder(state)
         coarse = reconstruction_error(state, decoded, self.valid)
         return Novelty(coarse, fine_novelty(code.detach(), sign=self.fine_sign), code)
+
+    def normalised(self, states: Tensor) -> Tensor:
+        """States ``[G, R, F]`` as the autoencoders read and draw them."""
+        if self.moments is None:
+            return states.float() / BRIGHTEST
+        state = self.moments.normalise(states.transpose(0, 1)).transpose(0, 1)
+        return torch.where(self.valid, state, 0.0)
 
     @torch.enable_grad()
     def learn(self, batches: int, batch_size: int) -> Tensor:

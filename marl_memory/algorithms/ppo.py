@@ -25,13 +25,13 @@ from marl_memory.algorithms.algorithm import (
     check_indicator,
     derive_seed,
 )
-from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.critic import Critic
 from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
 LEAST, MOST = ("learn", "least_ratio"), ("learn", "most_ratio")

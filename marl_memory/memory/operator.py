@@ -111,6 +111,16 @@ class MemoryOperator(TensorDictModuleBase):
         """Follow the critic: called after every write of the run, with a function that is not to be kept."""
         return
 
+    def learn(self) -> dict[str, Tensor]:
+        """Train networks of its own, if it has any: called at the end of every iteration of the run.
+
+        Optimisers are saved by `get_extra_state`, slots by parameter name.
+
+        Returns:
+            scalars, as in ``loss/…``; they must be finite.
+        """
+        return {}
+
     def cut_episodes(self) -> None:
         """The environments were reset: no episode goes on."""
         return
@@ -206,6 +216,14 @@ class Memory:
         for operator in self.operators.values():
             with self.timed():
                 operator.refresh(bootstrap)
+
+    def learn(self) -> dict[str, float]:
+        """See `MemoryOperator.learn`; as ``memory/NAME/…``."""
+        reports: dict[str, float] = {}
+        for name, operator in self.operators.items():
+            with self.timed():
+                reports |= {f"memory/{name}/{key}": value.item() for key, value in operator.learn().items()}
+        return reports
 
     def cut_episodes(self) -> None:
         """See `MemoryOperator.cut_episodes`."""

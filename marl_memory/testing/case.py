@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -145,13 +145,14 @@ class Case:
 
 
 def step(operator: MemoryOperator, td: TensorDictBase) -> None:
-    """Recall, write and refresh, in the host's order."""
+    """Recall, write, refresh and learn, in the host's order."""
     if operator.writes_on == "collection":
         operator.write(td)
     operator(td)
     if operator.writes_on == "update":
         operator.write(td)
     operator.refresh(values)
+    operator.learn()
 
 
 def values(td: TensorDictBase) -> Tensor:
@@ -187,6 +188,8 @@ def changed(before: dict[Any, Any], after: dict[Any, Any], *, close: bool = Fals
 
 
 def _same(a: Any, b: Any, *, close: bool) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):  # of an optimiser's state
+        return not changed(cast(Any, a), cast(Any, b), close=close)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return a == b
     if a.shape != b.shape:
@@ -204,7 +207,11 @@ def _unequal(a: Tensor, b: Tensor) -> Tensor:
 
 def cloned(state: dict[str, Any]) -> dict[str, Any]:
     """With tensors of its own."""
-    return {name: x.clone() if isinstance(x, Tensor) else x for name, x in state.items()}
+
+    def copied(x: Any) -> Any:
+        return x.clone() if isinstance(x, Tensor) else cloned(x) if isinstance(x, dict) else x
+
+    return {name: copied(x) for name, x in state.items()}
 
 
 def path_of(key: Any) -> tuple[str, ...]:

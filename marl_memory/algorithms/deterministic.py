@@ -24,7 +24,6 @@ from marl_memory.networks.action_value import ActionValueCritic
 from marl_memory.networks.actor import Body
 from marl_memory.networks.deterministic import DeterministicActor
 from marl_memory.networks.optimiser import FlatAdam
-from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
 

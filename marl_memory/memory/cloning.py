@@ -24,7 +24,7 @@ class Cloning(MemoryOperator):
     $$
 
     m is 1 where memory's action was executed and 0 elsewhere: just there the host's own policy loss says nothing.  It
-    remembers nothing itself.  A run whose host has no such stage leaves it out: learners with a replay need no such term.
+    remembers nothing itself.  A run whose host has no such stage leaves it out: those with a replay need no such term.
 
     Args:
         spec: the task.

@@ -207,7 +207,7 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
         n_envs=training["n_envs"],
         batch_steps=training["steps"] if replay is None else replay.train_every,
         off_policy=replay is not None,
-        feature_size=getattr(algorithm.actor.body, "hidden_size", None),
+        feature_size=getattr(getattr(algorithm.actor, "body", None), "hidden_size", None),
     )
     return algorithm, memory
 

@@ -248,7 +248,8 @@ class Reflection(MemoryOperator):
         else:
             taken = torch.rand(weight.shape, generator=self.generator) < weight
         action = mode if self.greedy else policy.draw(self.generator)
-        put(td, k.action, torch.where(taken.unsqueeze(-1) if self.spec.continuous else taken, action, td.get(k.action)))
+        where = taken.unsqueeze(-1) & self.networks.vectors.valid if self.spec.continuous else taken
+        put(td, k.action, torch.where(where, action, td.get(k.action)))
         for key, value in ((k.taken, taken), (k.act_weight, weight), (k.confidence, logit.sigmoid())):
             put(td, key, value)
         for name, value in policy.parameters.items():

@@ -164,14 +164,17 @@ class Trajectories(nn.Module):
         x, alive = td.get(k.state if name == "state" else (k.group, name)), td.get(k.alive)
         if name == "observation":
             return torch.where(alive.unsqueeze(-1) & self.valid, x, 0)
-        if name == "state":  # a state that is all observations has padding and the dead in it
-            counts = (
-                alive.any(-1, keepdim=True) if self.spec.own_state else (alive.unsqueeze(-1) & self.valid).flatten(-2)
-            )
-            return torch.where(counts, x, 0)
+        if name == "state":
+            return self._state(x, alive)
         if name == "action":
             return torch.where(alive.unsqueeze(-1) & self.action_valid if self.spec.continuous else alive, x, 0)
         return x
+
+    def _state(self, state: Tensor, alive: Tensor) -> Tensor:
+        """``state`` ``[*B, S]`` without the dead and padding, which one that is all observations has in it."""
+        own = self.spec.own_state
+        counts = alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & self.valid).flatten(-2)
+        return torch.where(counts, state, 0)
 
     def _ended(self, td: TensorDictBase, taken: int) -> Finished | None:
         """The episodes that end in ``td`` ``[T, N]``, whose first vector step is number ``taken``."""
@@ -202,7 +205,7 @@ class Trajectories(nn.Module):
             returns=total[t, env] - before[order],
             terminated=td.get(("next", k.terminated))[t, env].squeeze(-1),
             success=won,
-            left=td.get(("next", k.state))[t, env],
+            left=self._state(td.get(("next", k.state))[t, env], td.get(k.alive)[t, env]),
         )
 
     def _team_reward(self, td: TensorDictBase) -> Tensor:

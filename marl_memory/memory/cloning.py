@@ -15,6 +15,9 @@ from marl_memory.spec import TaskSpec
 
 NAME = "cloning"
 
+NOBODY = {"log_probs": torch.finfo(torch.float32).min, "loc": 0.0, "scale": 1.0}
+"""What stands where memory did not act: no probability anywhere, so that a KL of weight 0 is finite."""
+
 
 class Cloning(MemoryOperator):
     r"""Beside `Reflection`, in the same ``memory=[…]``: draws the policy to memory's where memory acted.
@@ -93,7 +96,7 @@ class Cloning(MemoryOperator):
         taken = taken & td.get(k.alive)
         for name in self.names:
             x = td.get(k.memory_policy(name))
-            put(td, (*k.region, NAME, name), torch.where(taken.unsqueeze(-1), x, 1.0 if name == "scale" else 0.0))
+            put(td, (*k.region, NAME, name), torch.where(taken.unsqueeze(-1), x, NOBODY[name]))
         put(td, self.weight, taken * (self.strength * self.coefficient))
         return td
 

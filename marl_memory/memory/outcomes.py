@@ -39,30 +39,31 @@ class Outcomes(nn.Module):
         self.window = window
         self.levels: Tensor
         self.register_buffer("levels", torch.tensor([lower, upper], dtype=torch.float64), persistent=False)
-        self.register_buffer("recent", torch.full((window,), torch.nan, dtype=torch.float64))
+        self.register_buffer("recent", torch.zeros(window, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(3, dtype=torch.int64))
 
     recent: Tensor
-    """``[W]``: the returns of the last episodes, the newest behind; NaN where there was none yet."""
+    """``[W]``: the returns of the last episodes, the newest behind."""
     seen: Tensor
     """``[3]``: episodes, successes and failures since the beginning."""
 
     def clear(self) -> None:
         """Forget all episodes."""
-        self.recent.fill_(torch.nan)
+        self.recent.zero_()
         self.seen.zero_()
 
     @torch.no_grad()
     def judge(self, episodes: Finished) -> tuple[Tensor, Tensor]:
         """Which of ``episodes`` succeeded and which failed, ``[E]`` bool each; they are taken in."""
-        returns = torch.where(episodes.returns.isfinite(), episodes.returns, torch.nan)
-        line = torch.cat([self.recent, returns])
+        returns = episodes.returns
+        known = torch.arange(self.window, 0, -1, device=returns.device) <= self.seen[0]
+        line = torch.cat([torch.where(known, self.recent, torch.nan), returns])
         lower, upper = line.unfold(0, self.window, 1)[1:].nanquantile(self.levels, dim=-1)
         success = episodes.success
         if success is None:
             success = (returns >= upper) & (returns > lower)
         failure = ~success & (returns <= lower)
-        self.recent.copy_(line[-self.window :])
+        self.recent.copy_(line[-self.window :].nan_to_num(0.0))
         self.seen += torch.stack([torch.ones_like(success), success, failure]).sum(1)
         return success, failure
 

@@ -266,6 +266,11 @@ class Reflection(MemoryOperator):
         ended = self.trajectories.write(td)
         if ended is None:
             return
+        finite = ended.returns.isfinite()
+        self.rejected += (~finite).sum()
+        if not bool(finite.any()):
+            return
+        ended = ended[finite]
         success, failure = self.outcomes.judge(ended)
         if bool(success.any()):
             won = ended[success]
@@ -282,7 +287,7 @@ class Reflection(MemoryOperator):
         rows, which, follow = self.trajectories.steps(episodes, count)
         real = [x for x in rows.values() if x.is_floating_point()]
         wrong = ~torch.stack([x.flatten(1).isfinite().all(1) for x in real]).all(0)
-        finite = episodes.returns.isfinite() & (torch.bincount(which[wrong], minlength=len(count)) == 0)
+        finite = torch.bincount(which[wrong], minlength=len(count)) == 0
         self.rejected += (~finite).sum()
         if not bool(finite.any()):
             return

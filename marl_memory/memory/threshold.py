@@ -57,12 +57,15 @@ class Threshold(nn.Module):
             raise ValueError(f"kappa_quantile={quantile!r} must lie in (0, 1)")
         self.first, self.final, self.quantile = kappa, kappa if final is None else final, quantile
         self.adaptive = schedule == "adaptive"
-        self.register_buffer("recent", torch.full((RECENT if self.adaptive else 0,), torch.nan))
+        self.register_buffer("recent", torch.zeros(RECENT if self.adaptive else 0))
+        self.register_buffer("known", torch.zeros((), dtype=torch.int64))
         self.register_buffer("adapted", torch.tensor(float(kappa), dtype=torch.float64))
         self.scheduled = kappa
 
     recent: Tensor
-    """``[RECENT]``, the newest behind; NaN where there was none yet."""
+    """``[RECENT]``, the newest behind."""
+    known: Tensor
+    """``[]``: how many of them there are."""
     adapted: Tensor
     """``[]``."""
 
@@ -89,9 +92,11 @@ class Threshold(nn.Module):
         """Follow the latest confidences ``[M]``."""
         if self.adaptive and len(confidence) > 0:
             self.recent.copy_(torch.cat([self.recent, confidence])[-RECENT:])
-            self.adapted.copy_(self.recent.nanquantile(self.quantile).clamp(UNKNOWN, 1.0))
+            torch.clamp(self.known + len(confidence), max=RECENT, out=self.known)
+            self.adapted.copy_(self.recent[-int(self.known) :].quantile(self.quantile).clamp(UNKNOWN, 1.0))
 
     def clear(self) -> None:
         """Forget all confidences."""
-        self.recent.fill_(torch.nan)
+        self.recent.zero_()
+        self.known.zero_()
         self.adapted.fill_(self.first)

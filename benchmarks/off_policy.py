@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import plain_ddpg as plain
 from benchmarks.measure import Row, ratio, turns
+from marl_memory.algorithms.algorithm import OffPolicyAlgorithm
 from marl_memory.algorithms.ddpg import DDPG
 from marl_memory.algorithms.deterministic import DeterministicHost
 from marl_memory.algorithms.td3 import TD3
@@ -57,7 +58,7 @@ def collected(spec: TaskSpec, steps: int, n_envs: int) -> TensorDict:
     return td
 
 
-def ring(host: DeterministicHost, n_envs: int, capacity: int) -> ReplayRing:
+def ring(host: OffPolicyAlgorithm, n_envs: int, capacity: int) -> ReplayRing:
     """A replay for ``host``."""
     return ReplayRing(
         capacity=capacity,
@@ -70,7 +71,7 @@ def ring(host: DeterministicHost, n_envs: int, capacity: int) -> ReplayRing:
     )
 
 
-def update(host: DeterministicHost, rows: TensorDictBase) -> None:
+def update(host: OffPolicyAlgorithm, rows: TensorDictBase) -> None:
     """The steps of one update, as the trainer makes them."""
     host.derive_rewards(rows)
     host.compute_targets(rows)

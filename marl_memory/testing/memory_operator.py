@@ -107,22 +107,28 @@ def promises_its_parameters(case: Case) -> None:
     assert bool(found) == case.trainable, f"trainable={case.trainable}, and it has the parameters {found}"
 
 
+def generator_states() -> dict[str, Any]:
+    """Of the global generators."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    numpy = (legacy[1].tobytes(), legacy[2:])
+    return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": numpy}
+
+
 def draws_from_its_own_generator(case: Case) -> None:
     """It draws from its own generator only."""
 
-    def generators() -> dict[str, Any]:
-        legacy: Any = np.random.get_state()  # noqa: NPY002
-        numpy = (legacy[1].tobytes(), legacy[2:])
-        return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": numpy}
-
-    before = generators()
+    before = generator_states()
     first, second = case.build(), case.build()
-    assert not (drawn := changed(before, generators())), f"the constructor draws from the global generator of {drawn}"
+    assert not (drawn := changed(before, generator_states())), (
+        f"the constructor draws from the global generator of {drawn}"
+    )
     for turn in range(4):
         td = case.batch(turn)
         step(first, copy_of(td))
         step(second, td)
-    assert not (drawn := changed(before, generators())), f"forward or write draws from the global generator of {drawn}"
+    assert not (drawn := changed(before, generator_states())), (
+        f"forward or write draws from the global generator of {drawn}"
+    )
     differing = changed(state_of(first), state_of(second))
     assert not differing, f"two operators of one seed that saw the same rows differ in {differing}"
 
@@ -427,6 +433,8 @@ def leaves_masked_actions_alone(case: Case) -> None:
     allowed = torch.tensor(case.spec.action_valid).expand(ROWS, -1, -1)
     allowed = allowed if case.spec.continuous else td.get(k.action_mask)
     read = case.recall(case.filled(), td).read
+    if k.action in read and not case.spec.continuous:
+        assert allowed.gather(-1, read[k.action].unsqueeze(-1)).all(), "an action is taken that is masked"
     for key, x in read.items():
         if key[:2] == k.replay and key[3:] == k.action and not case.spec.continuous:
             own, used = read[(*key[:3], *k.action_mask)], read[(*key[:3], "policy_weight")] != 0
@@ -447,6 +455,51 @@ def forgets_when_told(case: Case) -> None:
     operator.clear()
     assert len(operator) == 0, f"len(operator) is {len(operator)}"
     assert not case.recall(operator, case.batch(514)).acted.any(), "it still acts"
+
+
+def acts_as_it_says(case: Case) -> None:
+    """An operator at ACT does what it says: the mixture, by a gate that does not look at what the policy chose."""
+    k, operator = case.keys, case.filled()
+    if operator.stage is not Stage.ACT:
+        return
+    td, other = case.batch(519, 40 * ROWS), case.batch(519, 40 * ROWS)
+    if case.spec.continuous:
+        other.get(k.action).neg_()
+    else:
+        other.get(k.action).copy_(other.get(k.action_mask).long().argmax(-1))  # another allowed one
+    read, again = case.recall(operator, td).read, case.recall(operator, other).read
+    differing = [key for key in changed(read, again) if key not in (k.action, (*k.action,))]
+    assert not differing, f"{differing} depend on the action that the policy chose"
+    operator.greedy, operator.strength, before, everywhere = False, 0.5, state_of(operator), generator_states()
+    operator(td)
+    drawn = [name for name in changed(before, state_of(operator)) if name != "_extra_state"]
+    assert not drawn, f"acting changes the operator's {drawn}, and not its generator only"
+    assert not changed(everywhere, generator_states()), "acting draws from a global generator"
+    taken, weight = td.get(k.taken), td.get(k.act_weight)
+    action, chosen = td.get(k.action), case.batch(519, 40 * ROWS).get(k.action)
+    own = (action == chosen).reshape(*taken.shape, -1).all(-1)
+    assert own[~taken].all(), "actions of the policy's are changed where memory says that it took none"
+    assert not taken[weight == 0].any(), f"{k.taken} is set where {k.act_weight} is 0"
+    _within(taken.float() - weight, weight * (1 - weight), f"{k.act_weight} is not how often memory acts")
+    if case.spec.continuous:
+        loc, scale = (td.get(k.memory_policy(name)) for name in ("loc", "scale"))
+        valid = torch.tensor(case.spec.action_valid) & taken.unsqueeze(-1)
+        z = ((torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)) - loc) / scale)[valid]
+        _within(z, torch.ones_like(z), "actions are not distributed as memory's policy says")
+        _within(z.square() - 1, 2 * torch.ones_like(z), "actions are not distributed as memory's policy says")
+        return
+    probs = td.get(k.memory_policy("log_probs")).exp()[taken]
+    hot = torch.nn.functional.one_hot(action[taken], probs.shape[-1])
+    for i in range(probs.shape[-1]):
+        _within(
+            hot[:, i] - probs[:, i], probs[:, i] * (1 - probs[:, i]), "actions are not distributed as memory's policy"
+        )
+
+
+def _within(error: torch.Tensor, variance: torch.Tensor, how: str) -> None:
+    """That the sum of ``error``, whose parts have mean 0 and ``variance``, lies within five deviations."""
+    limit = 5 * variance.sum().sqrt() + 1e-3
+    assert error.sum().abs() <= limit, f"{how}: off by {float(error.sum()):.3g}, at most {float(limit):.3g} by chance"
 
 
 def is_one_on_every_device(case: Case) -> None:
@@ -486,6 +539,7 @@ PROPERTIES = (
     ignores_the_dead,
     ignores_padding,
     leaves_masked_actions_alone,
+    acts_as_it_says,
     is_one_on_every_device,
 )
 """In the order in which they are checked: what later ones build on comes first."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from marl_memory.networks.actor import Actor
-from marl_memory.networks.deterministic import DeterministicActor
+import torch
+from tensordict import TensorDictBase
+
+from marl_memory.networks.policy import Policy
 from marl_memory.training.collection import Episodes, TaskEnv
 
 LONGEST = 100_000
@@ -13,7 +15,9 @@ LONGEST = 100_000
 
 
 @torch.no_grad()
-def evaluate(env: TaskEnv, actor: Actor | DeterministicActor, *, episodes: int, seed: int) -> Episodes:
+def evaluate(
+    env: TaskEnv, actor: Policy, *, episodes: int, seed: int, act: Callable[[TensorDictBase], None] | None = None
+) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
     Environment j plays its first ⌈·⌉ or ⌊·⌋ share of them, fixed beforehand: taking whichever episodes end first would
@@ -24,6 +28,7 @@ def evaluate(env: TaskEnv, actor: Actor | DeterministicActor, *, episodes: int, 
         actor: the policy; its generator is not drawn from.
         episodes: how many, at least 1.
         seed: of the environments.
+        act: what memory does to the policy's choice; None: the policy plays alone.
 
     Raises:
         ValueError: if an episode outlasts the task's limit, or `LONGEST` where it declares none.
@@ -40,7 +45,10 @@ def evaluate(env: TaskEnv, actor: Actor | DeterministicActor, *, episodes: int, 
     greedy, actor.greedy = actor.greedy, True
     try:
         while (played < quota).any():
-            step, td = env.step_and_maybe_reset(actor(td))
+            td = actor(td)
+            if act is not None:
+                act(td)
+            step, td = env.step_and_maybe_reset(td)
             slot, playing = played.clamp(max=most - 1), played < quota
             reward = step.get(("next", *k.reward)).squeeze(-1).double().mean(-1)
             returns[rows, slot] += torch.where(playing, reward, 0.0)

@@ -69,7 +69,7 @@ class OnPolicyIteration:
         memory.act(Stage.TARGET, batch)
         memory.act(Stage.REGION, batch)
         memory.act(Stage.REPLAY, batch)
-        for stage in (Stage.REWARD, Stage.TARGET, Stage.REGION, Stage.REPLAY):
+        for stage in (Stage.ACT, Stage.REWARD, Stage.TARGET, Stage.REGION, Stage.REPLAY):
             metrics |= {key: value.item() for key, value in memory.metrics(stage, batch).items()}
         losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
         algorithm.finish_update(batch)
@@ -164,6 +164,7 @@ class OffPolicyIteration:
             self.algorithm.behaviour.uniform = self.frames < self.algorithm.replay.warmup_frames
             batch, ended = self.collector.collect()
             self.replay.extend(batch)
+            losses.append(self.memory.metrics(Stage.ACT, batch))
             self.memory.write("collection", batch)
             self.memory.refresh(self.algorithm.bootstrap_values)
             episodes.append(ended)

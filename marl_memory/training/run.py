@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +18,8 @@ import torch
 
 from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, derive_seed
 from marl_memory.memory.operator import Memory
-from marl_memory.networks.actor import Actor, Body
-from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.networks.actor import Body
+from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
 from marl_memory.training.checkpoint import (
     Checkpoint,
@@ -143,13 +143,14 @@ def make_memory(
     spec: TaskSpec,
     seed: int,
     *,
+    stages: Collection[str],
     n_envs: int,
     batch_steps: int,
     off_policy: bool,
     feature_size: int | None,
 ) -> Memory:
     """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
-    what else of `BUILT_FOR_MEMORY` it takes.
+    what else of `BUILT_FOR_MEMORY` it takes; without companions of other stages than the host's ``stages``.
     """
     host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy, "feature_size": feature_size}
 
@@ -158,7 +159,8 @@ def make_memory(
         more = {key: value for key, value in host.items() if key in takes}
         return instantiate(f"memory.{name}", node, spec=spec, seed=derive_seed(seed, "memory", name), **more)
 
-    return Memory((name, operator(name, node)) for name, node in nodes.items())
+    made = ((name, operator(name, node)) for name, node in nodes.items())
+    return Memory((name, one) for name, one in made if not one.companion or one.stage.value in stages)
 
 
 def check_config(config: Mapping[str, Any]) -> Schedule:
@@ -201,10 +203,11 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
         config.get("memory") or {},
         spec,
         config["seed"],
+        stages=algorithm.stages,
         n_envs=training["n_envs"],
         batch_steps=training["steps"] if replay is None else replay.train_every,
         off_policy=replay is not None,
-        feature_size=getattr(algorithm.actor.body, "hidden_size", None),
+        feature_size=getattr(getattr(algorithm.actor, "body", None), "hidden_size", None),
     )
     return algorithm, memory
 
@@ -366,7 +369,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor | DeterministicActor:
+def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
     """The greedy policy of a run: ``policy(td)`` sets the action for the observations in ``td``.
 
     Args:

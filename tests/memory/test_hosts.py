@@ -50,7 +50,7 @@ STRENGTH = {
 }
 USED = ("sil", "return_memory", "coarse_fine")
 """Memories that report how many rows they used."""
-OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3")
+OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3", "dqn", "idqn")
 
 TEAMS = ["mamujoco/half_cheetah_2x3", "mpe/simple_spread", "smax/3m"]
 TABLE = [
@@ -64,10 +64,17 @@ TABLE = [
     *((algorithm, env, GRADIENT) for algorithm in ("maddpg", "matd3") for env in TEAMS),
     # Tasks whose episodes end within these few frames.
     *((algorithm, "smax/3m", SIL) for algorithm in ("ppo", "mappo")),
-    *((algorithm, env, RETURNS) for algorithm in ("mappo", "maddpg") for env in ("mpe/simple_spread", "smax/3m")),
+    *(
+        (algorithm, env, RETURNS)
+        for algorithm in ("mappo", "maddpg", "idqn")
+        for env in ("mpe/simple_spread", "smax/3m")
+    ),
+    ("dqn", "box2d/lunar_lander", RETURNS),
     *(("ppo", env, NOVELTY) for env in ("box2d/lunar_lander", "mujoco/half_cheetah", "toy/four_rooms")),
     *((algorithm, env, NOVELTY) for algorithm in ("ippo", "mappo", "maddpg") for env in TEAMS),
     *((algorithm, "mujoco/half_cheetah", NOVELTY) for algorithm in ("ddpg", "td3")),
+    ("dqn", "box2d/lunar_lander", NOVELTY),
+    ("idqn", "smax/3m", NOVELTY),
 ]
 NEEDS = {
     "toy": "torch",
@@ -125,6 +132,7 @@ TOYS = [
     ("mappo", "toy/masked_duel", RETURNS),
     ("td3", "toy/rendezvous", RETURNS),
     ("maddpg", "toy/masked_duel", RETURNS),
+    ("idqn", "toy/masked_duel", RETURNS),
     ("ppo", "toy/masked_duel", NOVELTY),
     ("mappo", "toy/rendezvous", NOVELTY),
     ("td3", "toy/rendezvous", NOVELTY),

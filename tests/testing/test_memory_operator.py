@@ -37,7 +37,10 @@ def configured() -> list[Any]:
     """Each operator that a config names, in every scope and with every policy that it takes."""
     found = []
     for file in sorted((config_dir() / "memory").glob("*.yaml")):
-        target = get_object(OmegaConf.load(file)["_target_"])
+        node = OmegaConf.load(file)
+        if "_target_" not in node:
+            continue  # several operators, each with a file of its own
+        target = get_object(node["_target_"])
         assert issubclass(target, MemoryOperator), file
         takes = inspect.signature(target).parameters
         small = {key: value for key, value in {**SMALL, **SMALL_NETWORKS}.items() if key in takes}

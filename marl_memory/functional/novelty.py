@@ -66,25 +66,28 @@ def fine_novelty(code: Tensor, *, sign: int) -> Tensor:
     return 1 - sparse if sign > 0 else sparse
 
 
-def intrinsic_reward(coarse: Tensor, fine: Tensor, scales: Tensor, *, zeta: float, combine: str) -> Tensor:
-    r"""Both kinds of novelty as one reward, which is never negative.
+def intrinsic_reward(
+    coarse: Tensor, fine: Tensor, scales: Tensor, level: Tensor | float, *, zeta: float, combine: str
+) -> Tensor:
+    r"""Both kinds of novelty as one reward.
 
     $$
-    \texttt{add}: \; \frac{r_c}{\sigma_c} + \zeta \frac{r_f}{\sigma_f}, \qquad
-    \texttt{mul}: \; \frac{r_c}{\sigma_c} \Big(1 + \zeta \frac{r_f}{\sigma_f}\Big)
+    \texttt{add}: \; \frac{r_c}{\sigma_c} + \zeta \frac{r_f - \mu_f}{\sigma_f}, \qquad
+    \texttt{mul}: \; \frac{r_c}{\sigma_c} \max\Big(0,\, 1 + \zeta \frac{r_f - \mu_f}{\sigma_f}\Big)
     $$
 
     Args:
         coarse, fine: r_c and r_f, ``[*B]``.
         scales: σ_c and σ_f, what broadcasts to ``[*B, 2]``.
+        level: μ_f, what broadcasts to ``[*B]``; 0: the sum of the published summary.
         zeta: ζ.
         combine: one of `COMBINATIONS`.
 
     Returns:
         ``[*B]``.
     """
-    coarse, fine = coarse / scales[..., 0], zeta * fine / scales[..., 1]
-    return coarse + fine if combine == "add" else coarse * (1 + fine)
+    coarse, fine = coarse / scales[..., 0], zeta * (fine - level) / scales[..., 1]
+    return coarse + fine if combine == "add" else coarse * (1 + fine).clamp(min=0)
 
 
 def autoencoder_loss(coarse: Tensor, code: Tensor, *, sparsity: float) -> Tensor:

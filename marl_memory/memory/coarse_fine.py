@@ -35,11 +35,13 @@ class CoarseFineNovelty(MemoryOperator):
     $$
 
     $$
-    r \leftarrow r + \eta_t\, r_{int}, \qquad r_{int} = \frac{r_c}{\sigma_c} + \zeta \frac{r_f}{\sigma_f}
+    r \leftarrow r + \eta_t\, r_{int}, \qquad
+    r_{int} = \frac{r_c}{\sigma_c} + \zeta \frac{r_f - \mu_f}{\sigma_f}
     $$
 
-    with running deviations σ of what the autoencoder learnt from.  $\eta_t$ is multiplied by strength.  The
-    environment's own reward stays what it is.
+    with running deviations σ of what the autoencoder learnt from, and the mean $\mu_f$ of what it learnt last: of r_f
+    itself, which is some 25 deviations everywhere at first, each step of an episode would be paid so well that a policy
+    learns never to end one.  $\eta_t$ is multiplied by strength.  The environment's own reward stays what it is.
 
     A step is worth what the state after it is, to an agent that lives before and after it: a terminal state is worth
     nothing, the last state of a truncated episode is worth something.  A batch is rewarded before it is learnt from; a
@@ -61,7 +63,8 @@ class CoarseFineNovelty(MemoryOperator):
         batch_size: states in each, of each bank.
         zeta: ζ.
         fine_sign: 1: dense codes are new, as above; −1: sparse ones, $r_f = \mathrm{Hoyer}(z)$.
-        combine: ``add``, as above; ``mul``: $r_{int} = (r_c / \sigma_c)(1 + \zeta r_f / \sigma_f)$.
+        combine: ``add``, as above; ``mul``: see `intrinsic_reward`.
+        centre: whether $\mu_f$ is taken off; else it is 0, as in the published summary.
         eta, eta_final: η at the beginning and at the end of a run, linear in frames.
         strength, strength_final: see `MemoryOperator`.
 
@@ -69,7 +72,7 @@ class CoarseFineNovelty(MemoryOperator):
         ValueError: for a value out of range, or a scope that the task does not admit.
 
     Reference: our instantiation of the published summary of Yan et al. 2024, "AdaMemento" (arXiv 2410.04498).  The
-    direction of the fine term and the sum are choices of ours.
+    direction of the fine term, its centre and the sum are choices of ours.
     """
 
     stage: ClassVar[Stage] = Stage.REWARD
@@ -92,6 +95,7 @@ class CoarseFineNovelty(MemoryOperator):
         zeta: float = 0.5,
         fine_sign: Literal[1, -1] = 1,
         combine: Literal["add", "mul"] = "add",
+        centre: bool = True,
         eta: float = 0.01,
         eta_final: float = 0.0,
         strength: float = 1.0,
@@ -103,6 +107,7 @@ class CoarseFineNovelty(MemoryOperator):
         _check_choices(hidden, latent, fine_sign, combine)
         self.spec, k = spec, spec.keys
         self.batches, self.batch_size, self.zeta, self.combine = batches, batch_size, zeta, combine
+        self.centre = centre
         self.eta_first, self.eta_final = eta, eta_final
         self.eta = eta
         """Now."""
@@ -163,8 +168,8 @@ class CoarseFineNovelty(MemoryOperator):
         k, scope, model = self.spec.keys, self.scope, self.model
         states, live, finite = self._states(td)
         coarse, fine, _ = model.of(states)
-        scales = model.deviations.unsqueeze(1)
-        intrinsic = intrinsic_reward(coarse, fine, scales, zeta=self.zeta, combine=self.combine)
+        scales, level = model.deviations.unsqueeze(1), model.level.unsqueeze(1) if self.centre else 0.0
+        intrinsic = intrinsic_reward(coarse, fine, scales, level, zeta=self.zeta, combine=self.combine)
         bonus = self.strength * self.eta * intrinsic
         numbers = torch.stack([torch.ones_like(coarse), coarse, fine, intrinsic, bonus], -1)
         known = live & finite & model.known.unsqueeze(1)
@@ -173,7 +178,7 @@ class CoarseFineNovelty(MemoryOperator):
         if not self.everybodys:
             each = torch.where(self._lives_on(td).unsqueeze(-1), each, 0.0)
         reward, added = td.get(k.learn_reward), each[..., -1:]
-        put(td, k.learn_reward, torch.where(added > 0, reward + added, reward))
+        put(td, k.learn_reward, torch.where(added != 0, reward + added, reward))
         put(td, self.report, each)
         return td
 

@@ -67,6 +67,8 @@ class StateNovelty(nn.Module):
         self.scales = RunningMoments(len(valid), 2)
         self.learnt: Tensor
         self.register_buffer("learnt", torch.zeros(len(valid), dtype=torch.int64))
+        self.level: Tensor
+        self.register_buffer("level", torch.zeros(len(valid)))
         self.autoencoder = self._new()
         self.optimiser = FlatAdam(self.autoencoder, lr=lr)
         self.generator = Generator().manual_seed(seed)
@@ -95,7 +97,8 @@ class StateNovelty(nn.Module):
     def clear(self) -> None:
         """Forget the states, and what was learnt of them."""
         self.recent.clear()
-        self.learnt.zero_()
+        for x in (self.learnt, self.level):
+            x.zero_()
         for moments in (self.moments, self.scales):
             for x in () if moments is None else moments.buffers():
                 x.zero_()
@@ -132,10 +135,11 @@ class StateNovelty(nn.Module):
     def learn(self, batches: int, batch_size: int) -> Tensor:
         """``batches`` Adam steps on the mean $L_{AE}$ of ``batch_size`` states of each bank; the mean loss ``[]``.
 
-        A bank without states learns nothing.
+        A bank without states learns nothing.  ``level`` ``[G]`` is the mean r_f of these states: σ follows all states
+        ever learnt, the level the latest, for r_f drifts as the autoencoder learns.
         """
         there = self.recent.held > 0
-        total = torch.zeros(len(there), device=there.device)
+        total, level = torch.zeros_like(self.level), torch.zeros_like(self.level)
         for _ in range(batches):
             coarse, fine, code = self._of(self.recent.draw(batch_size, self.generator))
             losses = autoencoder_loss(coarse, code, sparsity=self.sparsity).mean(1)
@@ -146,6 +150,8 @@ class StateNovelty(nn.Module):
             seen = torch.stack([coarse.detach(), fine], -1).transpose(0, 1)
             self.scales.update(seen, there.view(1, -1, 1).expand(len(seen), -1, -1))
             total += losses.detach()
+            level += fine.mean(1)
+        self.level.copy_(torch.where(there, level / batches, self.level))
         self.learnt += batches * there
         return total[there].mean() / batches
 

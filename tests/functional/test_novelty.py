@@ -90,21 +90,24 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_the_reward_by_hand() -> None:
-    """r_c = 3 at σ 2, r_f = 0.2 at σ 0.1, ζ = 0.5: 1.5 + 1, and 1.5 · (1 + 1)."""
+    """r_c = 3 at σ 2, r_f = 0.2 at σ 0.1, ζ = 0.5: 1.5 + 1, and 1.5 · (1 + 1); around 0.3 1.5 − 0.5, and 1.5 · 0.5."""
     coarse, fine, scales = torch.tensor([3.0]), torch.tensor([0.2]), torch.tensor([2.0, 0.1])
-    assert intrinsic_reward(coarse, fine, scales, zeta=0.5, combine="add").item() == pytest.approx(2.5)
-    assert intrinsic_reward(coarse, fine, scales, zeta=0.5, combine="mul").item() == pytest.approx(3.0)
-    for combine in ("add", "mul"):  # without the fine term both are the coarse one
-        assert intrinsic_reward(coarse, fine, scales, zeta=0, combine=combine).item() == pytest.approx(1.5)
+    for level, added, multiplied in ((0.0, 2.5, 3.0), (0.3, 1.0, 0.75), (0.6, -0.5, 0.0)):
+        for combine, expected in (("add", added), ("mul", multiplied)):
+            reward = intrinsic_reward(coarse, fine, scales, level, zeta=0.5, combine=combine)
+            assert reward.item() == pytest.approx(expected, abs=1e-6)
+            # without the fine term both are the coarse one
+            assert intrinsic_reward(coarse, fine, scales, level, zeta=0, combine=combine).item() == pytest.approx(1.5)
 
 
-@given(st.floats(0, 1e3), st.floats(0, 1), st.floats(1e-3, 1e2), st.floats(1e-3, 1), st.floats(0, 10))
-def test_the_reward_is_never_negative_and_grows_with_both(c: float, f: float, a: float, b: float, zeta: float) -> None:
+@given(st.floats(0, 1e3), st.floats(0, 1), st.floats(1e-3, 1e2), st.floats(1e-3, 1), st.floats(0, 10), st.floats(0, 1))
+def test_the_reward_grows_with_both(c: float, f: float, a: float, b: float, zeta: float, level: float) -> None:
     scales = torch.tensor([a, b])
     for combine in ("add", "mul"):
 
-        def at(c: float, f: float, how: str = combine) -> Tensor:
-            return intrinsic_reward(torch.tensor(c), torch.tensor(f), scales, zeta=zeta, combine=how)
+        def at(c: float, f: float, how: str = combine, level: float = level) -> Tensor:
+            return intrinsic_reward(torch.tensor(c), torch.tensor(f), scales, level, zeta=zeta, combine=how)
 
-        assert at(c, f) >= 0
         assert at(c + 1, f) >= at(c, f) and at(c, f + 0.1) >= at(c, f)
+        assert at(c, f, level=0.0) >= 0
+        assert combine == "add" or at(c, f) >= 0

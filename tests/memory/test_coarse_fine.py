@@ -59,11 +59,14 @@ def told(operator: CoarseFineNovelty, td: TensorDict) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- by hand
 
 
+@pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize(("combine", "sign"), [("add", 1), ("mul", 1), ("add", -1)])
-def test_the_reward_of_a_linear_autoencoder_by_hand(combine: str, sign: int) -> None:
-    """E(s) = (s₁, 0) and D(z) = (z₁, z₁): written out for states that are normalised by 1, with σ_c = 2, σ_f = 0.5."""
-    operator = taught(memory(task(), hidden=(), latent=2, combine=combine, fine_sign=sign, zeta=0.5), steps(task(), 8))
+def test_the_reward_of_a_linear_autoencoder_by_hand(combine: str, sign: int, centre: bool) -> None:
+    """E(s) = (s₁, s₂/2), D(z) = (z₁, z₁), states normalised by 1, σ_c = 2, σ_f = 0.5 and μ_f = 0.25: written out."""
+    options = {"hidden": (), "latent": 2, "combine": combine, "fine_sign": sign, "centre": centre, "zeta": 0.5}
+    operator = taught(memory(task(), **options), steps(task(), 8))
     model = operator.model
+    model.level.fill_(0.25)
     for layer, weight in (
         (model.autoencoder.encoder.layers[0], [[1.0, 0], [0, 0.5]]),
         (model.autoencoder.decoder.layers[0], [[1.0, 0], [1, 0]]),
@@ -80,7 +83,7 @@ def test_the_reward_of_a_linear_autoencoder_by_hand(combine: str, sign: int) -> 
     # codes (3, 0) and (1, 1), drawn as (3, 3) and (1, 1): errors of 0 + 9 and 0 + 1
     coarse, sparse = torch.tensor([[4.5], [0.5]]), torch.tensor([[1.0], [0.0]])
     fine = 1 - sparse if sign == 1 else sparse
-    c, f = coarse / 2, 0.5 * fine / 0.5
+    c, f = coarse / 2, 0.5 * (fine - (0.25 if centre else 0.0)) / 0.5
     intrinsic = c + f if combine == "add" else c * (1 + f)
     for name, expected in (("coarse", coarse), ("fine", fine), ("intrinsic", intrinsic), ("bonus", 0.05 * intrinsic)):
         torch.testing.assert_close(said[name], expected, atol=1e-5, rtol=1e-5)
@@ -128,7 +131,8 @@ def test_the_scales_are_deviations_of_what_was_learnt_from() -> None:
     coarse, fine = (torch.cat([one[i].detach() for one in seen], 1).squeeze(0) for i in (0, 1))
     expected = torch.stack([coarse.std(correction=0), fine.std(correction=0)])
     torch.testing.assert_close(model.deviations[0], expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(fine, 1 - hoyer(seen and torch.cat([one.code.detach() for one in seen], 1).squeeze(0)))
+    torch.testing.assert_close(fine, 1 - hoyer(torch.cat([one.code.detach() for one in seen], 1).squeeze(0)))
+    torch.testing.assert_close(model.level[0], seen[-1].fine.mean())  # of the last learning only
 
 
 # ------------------------------------------------------------------------------------------------------- what is novel
@@ -165,7 +169,7 @@ def test_a_batch_is_rewarded_before_it_is_learnt_from() -> None:
     assert torch.equal(told(operator, td)["reward"], td.get(K.learn_reward))  # nothing is known of any state yet
     operator.learn()
     before = told(operator, td)
-    assert (before["bonus"] > 0).all()
+    assert (before["bonus"] != 0).all()
     operator.write(steps(task(), 20, 5))
     assert operator.model.learnt.item() == 4  # a write alone teaches nothing
 
@@ -180,7 +184,7 @@ def test_each_agents_bonus_is_its_own_banks(scope: str) -> None:
     operator = taught(memory(spec, scope=scope), steps(spec, 30), steps(spec, 30, 7))
     td = steps(spec, 10, 3)
     said = told(operator, td)
-    assert (said["bonus"] > 0).all()
+    assert (said["bonus"] != 0).all()
     for agent in range(3):
         other = td.clone()
         for name in (K.observation, (K.state,)):
@@ -213,7 +217,7 @@ def test_the_dead_and_terminal_states_are_worth_nothing(scope: str) -> None:
     td.get(K.alive)[0, 0] = False
     td.get(("next", *K.alive))[1, 1] = False  # dies
     td.get(("next", *K.alive))[2] = False  # the episode terminates
-    paid = told(operator, td)["bonus"] > 0
+    paid = told(operator, td)["bonus"] != 0
     assert paid.tolist() == [[False, True, True], [True, False, True], [False] * 3, [True] * 3]
     written = len(operator)
     operator.write(td)
@@ -229,7 +233,7 @@ def test_a_common_reward_of_the_state_counts_for_the_dead() -> None:
     td.get(("next", *K.alive))[0, 0] = False
     td.get(("next", *K.alive))[1] = False
     said = told(operator, td)
-    assert (said["bonus"] > 0).tolist() == [[True] * 3, [False] * 3, [True] * 3]
+    assert (said["bonus"] != 0).tolist() == [[True] * 3, [False] * 3, [True] * 3]
     assert (said["reward"] == said["reward"][:, :1]).all()
     assert operator.metrics(operator(td.clone()))["used"] == 1
 
@@ -260,7 +264,7 @@ def test_states_that_are_not_finite_are_refused_and_worth_nothing() -> None:
     td = steps(task(), 3)
     td.get(("next", *K.observation))[1, 0, 0] = torch.nan
     said = told(operator, td)
-    assert said["reward"].isfinite().all() and (said["bonus"] > 0).flatten().tolist() == [True, False, True]
+    assert said["reward"].isfinite().all() and (said["bonus"] != 0).flatten().tolist() == [True, False, True]
     operator.write(td)
     assert operator.rejected.item() == 1 and len(operator) == 22
     assert operator.learn()["loss/autoencoder"].isfinite()

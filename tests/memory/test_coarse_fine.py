@@ -301,6 +301,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"zeta": -1}, "zeta=-1 must not be negative"),
     ({"sparsity": -1}, "sparsity=-1 must not be negative"),
     ({"lr": 0}, "lr=0 must be positive"),
+    ({"capacity": 0}, "capacity=0 must be positive"),
     ({"batches": 0}, "batches=0 must be positive"),
     ({"batch_size": 0}, "batch_size=0 must be positive"),
     ({"hidden": (8, 0)}, r"^hidden=\[8, 0\] must hold positive widths"),

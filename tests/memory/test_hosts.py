@@ -210,6 +210,23 @@ def test_reported_returns_are_the_environments(algorithm: str, frames: list[str]
             assert not mine[name] or abs(float(mine[name]) - float(theirs[name])) < 100
 
 
+@pytest.mark.parametrize(("algorithm", "frames"), [("mappo", ON_POLICY), ("idqn", OFF_POLICY)], ids=["mappo", "idqn"])
+def test_adamemento_is_both_its_operators_and_the_host_without_either(
+    algorithm: str, frames: list[str], tmp_path: Path
+) -> None:
+    options = ["env=toy/masked_duel", f"algorithm={algorithm}", *SMALL, *frames]
+    parts = ("reflection", "coarse_fine")
+    both = ["memory=[adamemento]", *(f"memory.{part}.{key}" for part in parts for key in ("hidden=[16]", "batches=4"))]
+    host, _ = run(tmp_path / "host", *options)
+    mine, rows = run(tmp_path / "both", *options, *both, "memory.coarse_fine.eta=0.1")
+    assert float(rows[-1]["memory/coarse_fine/bonus"]) != 0
+    assert all(float(rows[-1][f"memory/{part}/rows"]) > 0 for part in parts)
+    assert any(not torch.equal(p, mine[key]) for key, p in host.items())
+    idle, rows = run(tmp_path / "idle", *options, *both, *(f"memory.{part}.strength=0" for part in parts))
+    assert all(float(rows[-1][f"memory/{part}/rows"]) > 0 for part in parts)
+    assert all(torch.equal(p, idle[key]) for key, p in host.items())
+
+
 def test_two_memories_of_one_host_compose(tmp_path: Path) -> None:
     options = ["env=toy/masked_duel", "algorithm=mappo", *SMALL, *ON_POLICY, "memory=[return_memory,sil,mnemo_region]"]
     _, rows = run(tmp_path / "run", *options, *RETURNS[1:], *REGION[1:])

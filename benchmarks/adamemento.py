@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from marl_memory.memory.reflection import Reflection
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 
-SIZES = {"n_envs": 16, "steps": 512}
+SIZES: dict[str, Any] = {"n_envs": 16, "steps": 512}
 """Of ``experiment=ppo_lunar_lander``."""
 
 STATES: list[tuple[int, tuple[int, int, int] | None]] = [

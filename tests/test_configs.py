@@ -87,7 +87,8 @@ def test_an_experiment_composes(file: Path) -> None:
 
 @pytest.mark.parametrize("file", COMPOSED, ids=name)
 def test_a_composed_memory_is_its_operators_as_they_are_alone(file: Path) -> None:
-    parts = [part for part in OmegaConf.load(file)["defaults"] if part != "_self_"]
+    node: Any = OmegaConf.load(file)
+    parts = [part for part in node["defaults"] if part != "_self_"]
     assert len(parts) > 1
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         whole, several = (

@@ -14,6 +14,7 @@ from torch import Tensor
 from marl_memory.functional.novelty import hoyer
 from marl_memory.keys import Keys
 from marl_memory.memory.coarse_fine import REPORT, CoarseFineNovelty
+from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.spec import TaskSpec
 from tests.memory.tasks import SCOPES, normal, task
 
@@ -56,6 +57,12 @@ def told(operator: CoarseFineNovelty, td: TensorDict) -> dict[str, Tensor]:
     }
 
 
+def normaliser(operator: CoarseFineNovelty) -> RunningMoments:
+    """Of an operator that reads vectors."""
+    assert operator.model.moments is not None
+    return operator.model.moments
+
+
 # ------------------------------------------------------------------------------------------------------------- by hand
 
 
@@ -67,14 +74,14 @@ def test_the_reward_of_a_linear_autoencoder_by_hand(combine: str, sign: int, cen
     operator = taught(memory(task(), **options), steps(task(), 8))
     model = operator.model
     model.level.fill_(0.25)
-    for layer, weight in (
-        (model.autoencoder.encoder.layers[0], [[1.0, 0], [0, 0.5]]),
-        (model.autoencoder.decoder.layers[0], [[1.0, 0], [1, 0]]),
-    ):
-        layer.weight.data.copy_(torch.tensor(weight))
-        layer.bias.data.zero_()
-    model.moments.mean.zero_()
-    model.moments.m2.copy_(model.moments.count)
+    first, first_bias, second, second_bias = model.autoencoder.parameters()
+    first.data.copy_(torch.tensor([[1.0, 0], [0, 0.5]]))
+    second.data.copy_(torch.tensor([[1.0, 0], [1, 0]]))
+    for bias in (first_bias, second_bias):
+        bias.data.zero_()
+    moments = normaliser(operator)
+    moments.mean.zero_()
+    moments.m2.copy_(moments.count)
     model.scales.m2.copy_(model.scales.count * torch.tensor([4.0, 0.25], dtype=torch.float64))
     td = steps(task(), 2)
     td.get(("next", *K.observation)).copy_(torch.tensor([[3.0, 0.0], [1.0, 2.0]]).view(2, 1, 2))
@@ -104,11 +111,11 @@ def test_one_step_of_learning_is_adam_on_the_loss() -> None:
     operator.write(steps(operator.spec, 40))
     model, other = operator.model, memory(task(features=3)).model
     other.load_state_dict({k: v for k, v in model.state_dict().items() if "extra" not in k}, strict=False)
-    states = [model.recent.draw(16, model.generator) for _ in range(3)]
+    moments, states = normaliser(operator), [model.recent.draw(16, model.generator) for _ in range(3)]
     model.generator.manual_seed(model.seed)
     adam, losses = torch.optim.Adam(other.autoencoder.parameters(), lr=0.01), []
     for state in states:
-        s = ((state - other.moments.mean) / other.moments.std).float().clamp(-10, 10)
+        s = ((state - moments.mean) / moments.std).float().clamp(-10, 10)
         z = other.autoencoder.encoder(s)
         losses.append(((s - other.autoencoder.decoder(z)) ** 2).mean() + 0.1 * z.abs().mean())
         adam.zero_grad()
@@ -248,7 +255,7 @@ def test_padding_is_no_dimension_of_the_error(scope: str) -> None:
     td = steps(spec, 5)
     td.get(("next", *K.observation))[:, 1, 2:] = 77.0
     td.get(("next", K.state)).copy_(td.get(("next", *K.observation)).flatten(1))
-    moments, x = operator.model.moments, td.get(("next", *K.observation)).clone()
+    moments, x = normaliser(operator), td.get(("next", *K.observation)).clone()
     if scope == "centralized":
         s = moments.normalise(x.flatten(1)).view(5, 2, 4)
         expected = (s[:, 0].square().sum(-1) + s[:, 1, :2].square().sum(-1)) / 6

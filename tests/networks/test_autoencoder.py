@@ -76,7 +76,7 @@ def test_convolutions_are_pytorchs() -> None:
     z = y
     ways = zip(network.hand.weights, network.hand.biases, network.hand.steps, strict=True)
     for i, (weight, bias, (stride, rest)) in enumerate(ways):
-        conv = torch.nn.ConvTranspose2d(*weight.shape[:2], weight.shape[2], stride, output_padding=rest)
+        conv = torch.nn.ConvTranspose2d(*weight.shape[:3], stride, output_padding=rest)  # type: ignore[call-arg]
         conv.weight, conv.bias = weight, bias
         z = conv(z if i == 0 else z.relu())
     torch.testing.assert_close(network.hand(y.view(1, 2, -1)), z.reshape(1, 2, -1))

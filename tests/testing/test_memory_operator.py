@@ -37,7 +37,7 @@ def configured() -> list[Any]:
     """Each operator that a config names, in every scope and with every policy that it takes."""
     found = []
     for file in sorted((config_dir() / "memory").glob("*.yaml")):
-        node = OmegaConf.load(file)
+        node: Any = OmegaConf.load(file)
         if "_target_" not in node:
             continue  # several operators, each with a file of its own
         target = get_object(node["_target_"])

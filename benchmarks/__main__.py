@@ -29,6 +29,7 @@ Bounds = dict[str, dict[str, float]]
 def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
     from benchmarks import (
+        adamemento,
         cartpole,
         collection,
         end_to_end,
@@ -49,6 +50,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         "neighbours": [neighbours.exact, neighbours.approximate],
         "transport": [transport.gaussians, transport.categoricals],
         "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
+        "adamemento": [adamemento.iterations],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows, cartpole.rows],
         "startup": [startup.imports],
     }

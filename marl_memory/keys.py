@@ -87,6 +87,13 @@ class Keys:
     ``learn_reward``), ``policy_weight`` and ``value_weight`` (``[*B, A]``): the host adds
     −policy_weight · log π(a|o) + value_weight · (V − value_target)², with V and target in the critic's units.
 
+    Written by ACT operators, under ``act``, between policy and environment: ``taken`` (``[*B, A]`` bool, memory's
+    action was executed and is in ``action``), ``act_weight`` (``[*B, A]``, w: with this probability it would be),
+    ``confidence`` (``[*B, A]``), and the parameters of memory's own policy, ``memory_policy(name)``, in the names of
+    ``policy(name)``.  The behaviour was the mixture w · memory + (1 − w) · policy.  A host that learns from its own
+    actions (PPO) then writes log π of the executed action into ``log_prob``, and log b of the mixture into
+    ``behaviour_log_prob`` (``[*B, A]``, under ``learn``); its policy's loss leaves out what memory did.
+
     Written by the replay: ``row`` (``[*B]`` int64, the number of the row since the run began; never used twice).
     """
 
@@ -126,6 +133,11 @@ class Keys:
     region: tuple[str, ...] = field(init=False, default=("learn", "region"))
     replay: tuple[str, ...] = field(init=False, default=("learn", "replay"))
 
+    taken: tuple[str, ...] = field(init=False, default=("act", "taken"))
+    act_weight: tuple[str, ...] = field(init=False, default=("act", "weight"))
+    confidence: tuple[str, ...] = field(init=False, default=("act", "confidence"))
+    behaviour_log_prob: tuple[str, ...] = field(init=False, default=("learn", "behaviour_log_prob"))
+
     row: str = field(init=False, default="row")
 
     def __post_init__(self) -> None:
@@ -137,3 +149,7 @@ class Keys:
     def policy(self, name: str) -> tuple[str, ...]:
         """A parameter of the policy's distribution: ``log_probs``, ``loc`` or ``scale``."""
         return ("learn", "policy", name)
+
+    def memory_policy(self, name: str) -> tuple[str, ...]:
+        """As `policy`, of what acts in its place."""
+        return ("act", "policy", name)

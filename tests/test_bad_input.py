@@ -139,6 +139,7 @@ GRADIENT = ["algorithm=maddpg", "memory=[mnemo_gradient]"]
 REGION = ["algorithm=mappo", "memory=[mnemo_region]"]
 SIL = ["algorithm=mappo", "memory=[sil]"]
 RETURNS = ["algorithm=maddpg", "memory=[return_memory]"]
+NOVELTY = ["algorithm=mappo", "memory=[adamemento]"]
 MEMORY = [
     (
         ["algorithm=mappo", "memory=[mnemo_gradient]"],
@@ -192,6 +193,13 @@ MEMORY = [
     ([*RETURNS, "memory.return_memory.policy=merge"], "policy='merge' must be one of best, fifo"),
     ([*RETURNS, "memory.return_memory.coefficient=2"], "coefficient=2 must lie in [0, 1]"),
     ([*RETURNS, "memory.return_memory.horizon=0"], "horizon=0 must be positive"),
+    ([*NOVELTY, "memory.coarse_fine.latent=1"], "latent=1 must be at least 2"),
+    ([*NOVELTY, "memory.coarse_fine.fine_sign=0"], "fine_sign=0 must be 1 (dense codes are new) or -1"),
+    ([*NOVELTY, "memory.coarse_fine.combine=max"], "combine='max' must be one of add, mul"),
+    ([*NOVELTY, "memory.coarse_fine.eta=-1"], "eta=-1 must not be negative"),
+    ([*NOVELTY, "memory.coarse_fine.batches=2.5"], "memory.coarse_fine.batches=2.5 must be a whole number"),
+    ([*NOVELTY, "memory.coarse_fine.hidden=[16,0]"], "hidden=[16, 0] must hold positive widths"),
+    ([*NOVELTY, "memory.adamemento.eta=1"], "memory.adamemento"),
 ]
 
 

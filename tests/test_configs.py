@@ -17,7 +17,10 @@ from marl_memory.training.tasks import load_task
 from marl_memory.training.trainer import Schedule
 
 FOLDER = config_dir()
-TARGETED = sorted(f for group in ("env", "algorithm", "network", "memory") for f in (FOLDER / group).rglob("*.yaml"))
+FILES = sorted(f for group in ("env", "algorithm", "network", "memory") for f in (FOLDER / group).rglob("*.yaml"))
+COMPOSED = [FOLDER / "memory" / "adamemento.yaml"]
+"""Memories that are several operators, each with a file of its own."""
+TARGETED = [file for file in FILES if file not in COMPOSED]
 HANDED_OVER = {
     "spec",
     "network",
@@ -93,6 +96,19 @@ def test_an_experiment_composes(file: Path) -> None:
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         config = compose("config", overrides=[f"experiment={name(file).partition('/')[2]}", "run_folder=somewhere"])
     assert config.training.total_frames > 0
+
+
+@pytest.mark.parametrize("file", COMPOSED, ids=name)
+def test_a_composed_memory_is_its_operators_as_they_are_alone(file: Path) -> None:
+    node: Any = OmegaConf.load(file)
+    parts = [part for part in node["defaults"] if part != "_self_"]
+    assert len(parts) > 1
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        whole, several = (
+            compose("config", overrides=[f"memory=[{names}]", "scope=shared", "run_folder=somewhere"]).memory
+            for names in (file.stem, ",".join(parts))
+        )
+    assert whole == several
 
 
 def test_memory_is_a_list_that_may_be_empty() -> None:

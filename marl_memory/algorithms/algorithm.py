@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marl_memory.algorithms.exploration import EpsilonGreedy, Explorer
-from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.functional.returns import mean_over_living, team_value
 from marl_memory.keys import Entries, Keys
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
 

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Generator, Tensor, nn
 
-from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
+from marl_memory.networks.distributions import LOWEST, Box, Distribution, MaskedCategorical, TanhNormal
 from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.spec import TaskSpec
 
@@ -126,6 +126,13 @@ class Actor(TensorDictModuleBase):
         if self.log_std is None or self.box is None:
             return MaskedCategorical(output, td.get(self.keys.action_mask))
         return TanhNormal(output, self.log_std, self.box)
+
+    def of_parameters(self, parameters: Mapping[str, Tensor]) -> Distribution:
+        """The distribution of this actor's kind with ``parameters`` as `Distribution` tells them."""
+        if self.box is None:
+            log_probs = parameters["log_probs"]
+            return MaskedCategorical(log_probs, log_probs > LOWEST[log_probs.dtype] / 2)
+        return TanhNormal(parameters["loc"], parameters["scale"].log(), self.box)
 
     def unsquash(self, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Actions and their log-probabilities ``[*B, A]`` before squashing, which cancels in a ratio of densities."""

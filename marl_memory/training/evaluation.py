@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from tensordict import TensorDictBase
 
 from marl_memory.networks.policy import Policy
 from marl_memory.training.collection import Episodes, TaskEnv, named_measures
@@ -12,7 +15,9 @@ LONGEST = 100_000
 
 
 @torch.no_grad()
-def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episodes:
+def evaluate(
+    env: TaskEnv, actor: Policy, *, episodes: int, seed: int, act: Callable[[TensorDictBase], None] | None = None
+) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
     Environment j plays its first ⌈·⌉ or ⌊·⌋ share of them, fixed beforehand: taking whichever episodes end first would
@@ -24,6 +29,7 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
         actor: the policy; its generator is not drawn from.
         episodes: how many, at least 1.
         seed: of the environments.
+        act: what memory does to the policy's choice; None: the policy plays alone.
 
     Raises:
         ValueError: if an episode outlasts the task's limit, or `LONGEST` where it declares none.
@@ -42,7 +48,10 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
     greedy, actor.greedy = actor.greedy, True
     try:
         while (played < quota).any():
-            step, td = env.step_and_maybe_reset(actor(td))
+            td = actor(td)
+            if act is not None:
+                act(td)
+            step, td = env.step_and_maybe_reset(td)
             slot, playing = played.clamp(max=most - 1), played < quota
             reward = step.get(("next", *k.reward)).squeeze(-1).double().mean(-1)
             returns[rows, slot] += torch.where(playing, reward, 0.0)

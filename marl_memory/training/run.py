@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -144,13 +144,14 @@ def make_memory(
     spec: TaskSpec,
     seed: int,
     *,
+    stages: Collection[str],
     n_envs: int,
     batch_steps: int,
     off_policy: bool,
     feature_size: int | None,
 ) -> Memory:
     """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
-    what else of `BUILT_FOR_MEMORY` it takes.
+    what else of `BUILT_FOR_MEMORY` it takes; without companions of other stages than the host's ``stages``.
     """
     host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy, "feature_size": feature_size}
 
@@ -159,7 +160,8 @@ def make_memory(
         more = {key: value for key, value in host.items() if key in takes}
         return instantiate(f"memory.{name}", node, spec=spec, seed=derive_seed(seed, "memory", name), **more)
 
-    return Memory((name, operator(name, node)) for name, node in nodes.items())
+    made = ((name, operator(name, node)) for name, node in nodes.items())
+    return Memory((name, one) for name, one in made if not one.companion or one.stage.value in stages)
 
 
 def check_config(config: Mapping[str, Any]) -> Schedule:
@@ -202,10 +204,11 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
         config.get("memory") or {},
         spec,
         config["seed"],
+        stages=algorithm.stages,
         n_envs=training["n_envs"],
         batch_steps=training["steps"] if replay is None else replay.train_every,
         off_policy=replay is not None,
-        feature_size=getattr(algorithm.actor.body, "hidden_size", None),
+        feature_size=getattr(getattr(algorithm.actor, "body", None), "hidden_size", None),
     )
     return algorithm, memory
 

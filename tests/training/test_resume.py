@@ -164,7 +164,14 @@ MEMORIES = {
         ("maddpg", "toy/masked_duel"),
         ("dqn", "toy/masked_duel"),
     ],
+    "coarse_fine": [("mappo", "toy/masked_duel"), ("td3", "toy/rendezvous"), ("dqn", "toy/masked_duel")],
 }
+OPTIONS = {
+    "sil": [],
+    "coarse_fine": ["memory.coarse_fine.hidden=[16]", "memory.coarse_fine.batches=4"],
+}
+"""Of a memory beside those that all take; of others, these."""
+NEIGHBOURS = ["min_rows=16", "payloads=shuffled"]
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -174,8 +181,7 @@ def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, t
         host = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
         options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
-        if memory != "sil":
-            options += [f"memory.{memory}.min_rows=16", f"memory.{memory}.payloads=shuffled"]
+        options += OPTIONS.get(memory, [f"memory.{memory}.{option}" for option in NEIGHBOURS])
         straight, halved = (tmp_path / f"{algorithm}_{scope}_{name}" for name in ("straight", "halved"))
         train_here(straight, *options)
         train_here(halved, *options, "training.stop_at_frames=640")

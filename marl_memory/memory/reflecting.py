@@ -1,0 +1,155 @@
+"""The networks of `Reflection`: what to do where something went well before, and how far that can be trusted."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from marl_memory.networks.actor import AgentInput, Body
+from marl_memory.networks.deterministic import ActionVector
+from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
+from marl_memory.networks.mlp import MLP
+from marl_memory.networks.normalisation import RunningMoments
+from marl_memory.spec import TaskSpec
+
+NARROWEST = -3.0
+"""The least log-deviation of a prediction, before squashing: successes that all did the same would make it a point."""
+
+LIMIT = 0.995
+"""Actions are predicted within ± this share of their bounds: beyond, the squashed Gaussian's own place is far out."""
+
+
+def bodies(spec: TaskSpec, hidden: tuple[int, ...]) -> Body:
+    """Makes network bodies for what the task's agents observe."""
+    return partial(MLP, hidden=hidden)
+
+
+class Seen(nn.Module):
+    """What networks read of observations or states: padding 0, the rest scaled by statistics that only `settle` moves.
+
+    Args:
+        valid: ``[A, F]`` bool (of states ``[1, S]``): False marks padding.
+    """
+
+    def __init__(self, valid: Tensor) -> None:
+        super().__init__()
+        self.moments = RunningMoments(1, valid.shape[-1])
+        self.register_buffer("valid", valid, persistent=False)
+        self.register_buffer("shift", torch.zeros(valid.shape[-1]))
+        self.register_buffer("slope", torch.ones(valid.shape[-1]))
+        self.all_valid = bool(valid.all())
+
+    valid: Tensor
+    shift: Tensor
+    slope: Tensor
+
+    def update(self, x: Tensor, there: Tensor) -> None:
+        """Take in rows ``[*B, A, F]`` where ``there`` ``[*B, A]``."""
+        self.moments.update(x, there.unsqueeze(-1) & self.valid)
+
+    def settle(self) -> None:
+        """Scale by what was taken in."""
+        self.slope.copy_(1 / self.moments.std.squeeze(0))
+        self.shift.copy_(-self.moments.mean.squeeze(0) * self.slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, A, F] → [*B, A, F]``."""
+        scaled = torch.addcmul(self.shift, x, self.slope).clamp_(-10, 10)
+        return scaled if self.all_valid else torch.where(self.valid, scaled, 0.0)
+
+
+class Networks(nn.Module):
+    r"""$P_\omega(a_i | o_i)$, and E members of $C_\psi(o_i, a_i)$; to judge the team, also E of $C(s, a_1, …, a_A)$.
+
+    The last are there in training only: they judge the team's joint action, and the others learn what they say.
+
+    Args:
+        spec: the task.
+        apart: agents share no parameters; else they do, and are told apart by their number.
+        joint: whether the team is judged as one.
+        hidden: widths of hidden layers.
+        members: E.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self, spec: TaskSpec, *, apart: bool, joint: bool, hidden: tuple[int, ...], members: int, seed: int
+    ) -> None:
+        super().__init__()
+        g, make, p = Generator().manual_seed(seed), bodies(spec, hidden), spec.action_size
+        self.members, self.apart = members, apart
+        self.observed = Seen(torch.tensor(spec.observation_valid))
+        self.input = AgentInput(spec, share_parameters=not apart, normalise=False)
+        self.vectors = ActionVector(spec)
+        width, banks = self.input.features, self.input.banks
+        self.policy = make(width, p, banks=banks, output_gain=0.01, generator=g)
+        self.log_std = nn.Parameter(torch.zeros(banks, p)) if spec.continuous else None
+        bounds = (spec.action_low, spec.action_high, spec.action_valid)
+        self.box = Box(*map(torch.tensor, bounds)) if spec.continuous else None
+        self.judges = make(width + p, 1, banks=banks * members, output_gain=1.0, generator=g)
+        self.team = self.stated = None
+        if joint:
+            self.stated = Seen(torch.ones(1, spec.state_size, dtype=torch.bool))
+            size = spec.state_size + spec.n_agents * p
+            self.team = make(size, 1, banks=members, output_gain=1.0, generator=g)
+
+    def settle(self) -> None:
+        """Scale observations, and states, by what their statistics took in."""
+        for seen in (self.observed, self.stated):
+            if seen is not None:
+                seen.settle()
+
+    def seen(self, observation: Tensor) -> Tensor:
+        """``[*B, A, F] → [*B, A, F']``: what `prediction` and `confidence` read."""
+        return self.input(self.observed(observation))
+
+    def prediction(self, seen: Tensor, mask: Tensor | None) -> Distribution:
+        """P_ω; ``mask`` ``[*B, A, P]`` are the allowed actions, where they are discrete."""
+        output = self.policy(seen)
+        if self.log_std is None or self.box is None:
+            assert mask is not None
+            return MaskedCategorical(output, mask)
+        return TanhNormal(output, self.log_std.clamp(min=NARROWEST), self.box)
+
+    def log_density(self, policy: Distribution, action: Tensor) -> Tensor:
+        """log P_ω ``[*B, A]`` of actions that were done, before squashing and a little inside the bounds."""
+        if self.box is None:
+            return policy.log_density(action)
+        inside = self.vectors.decode(self.vectors.encode(action).clamp(-LIMIT, LIMIT))
+        return policy.log_density(self.box.unsquash(inside)[0])
+
+    def confidence(self, seen: Tensor, action: Tensor) -> Tensor:
+        """Logits of C ``[*B, A, E]``, of every member, for actions of the environment."""
+        x = torch.cat([seen, self._encoded(action)], -1)
+        x = x.unsqueeze(-2).expand(*x.shape[:-1], self.members, x.shape[-1])
+        if not self.apart or len(self.input.valid) == 1:
+            return self.judges(x).squeeze(-1)
+        return self.judges(x.flatten(-3, -2)).reshape(x.shape[:-1])
+
+    def team_confidence(self, state: Tensor, action: Tensor, alive: Tensor) -> Tensor:
+        """Logits of the joint C ``[*B, 1, E]``; the dead do nothing."""
+        assert self.team is not None and self.stated is not None
+        vectors = torch.where(alive.unsqueeze(-1), self._encoded(action), 0.0)
+        x = torch.cat([self.stated(state.unsqueeze(-2)), vectors.flatten(-2).unsqueeze(-2)], -1)
+        return self.team(x.expand(*x.shape[:-2], self.members, x.shape[-1])).squeeze(-1).unsqueeze(-2)
+
+    def _encoded(self, action: Tensor) -> Tensor:
+        return self.vectors.without_padding(self.vectors.encode(action))
+
+
+def reflection_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    r"""$-\omega\,(y \log C + (1 - y) \log(1 - C))$, mean over members.
+
+    Args:
+        logits: ``[*B, E]`` of C.
+        target: ``[*B]`` or ``[*B, E]``, y.
+        weight: ``[*B]``, ω.
+
+    Returns:
+        ``[*B]``.
+    """
+    y = target if target.ndim == logits.ndim else target.unsqueeze(-1).expand_as(logits)
+    return weight * F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(-1)

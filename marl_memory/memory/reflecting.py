@@ -66,6 +66,9 @@ class Networks(nn.Module):
 
     The last are there in training only: they judge the team's joint action, and the others learn what they say.
 
+    All actions of a discrete task are judged at once: P and C are then heads of equal shape, 1 + E side by side in one
+    body (a few rows cost more in calls than in arithmetic).  Real actions are an input of C.
+
     Args:
         spec: the task.
         apart: agents share no parameters; else they do, and are told apart by their number.
@@ -85,16 +88,18 @@ class Networks(nn.Module):
         self.input = AgentInput(spec, share_parameters=not apart, normalise=False)
         self.vectors = ActionVector(spec)
         width, banks = self.input.features, self.input.banks
-        self.policy = make(width, p, banks=banks, output_gain=0.01, generator=g)
-        self.log_std = nn.Parameter(torch.zeros(banks, p)) if spec.continuous else None
-        bounds = (spec.action_low, spec.action_high, spec.action_valid)
-        self.box = Box(*map(torch.tensor, bounds)) if spec.continuous else None
-        self.judges = make(width + p, 1, banks=banks * members, output_gain=1.0, generator=g)
+        self.heads = 1 if spec.continuous else 1 + members
+        self.policy = make(width, p, banks=banks * self.heads, output_gain=0.1, generator=g)
+        self.box = self.judges = self.log_std = None
+        if spec.continuous:
+            self.log_std = nn.Parameter(torch.zeros(banks, p))
+            self.box = Box(*map(torch.tensor, (spec.action_low, spec.action_high, spec.action_valid)))
+            self.judges = make(width + p, 1, banks=banks * members, output_gain=0.1, generator=g)
         self.team = self.stated = None
         if joint:
             self.stated = Seen(torch.ones(1, spec.state_size, dtype=torch.bool))
             size = spec.state_size + spec.n_agents * p
-            self.team = make(size, 1, banks=members, output_gain=1.0, generator=g)
+            self.team = make(size, 1, banks=members, output_gain=0.1, generator=g)
 
     def settle(self) -> None:
         """Scale observations, and states, by what their statistics took in."""
@@ -106,13 +111,35 @@ class Networks(nn.Module):
         """``[*B, A, F] → [*B, A, F']``: what `prediction` and `confidence` read."""
         return self.input(self.observed(observation))
 
-    def prediction(self, seen: Tensor, mask: Tensor | None) -> Distribution:
-        """P_ω; ``mask`` ``[*B, A, P]`` are the allowed actions, where they are discrete."""
-        output = self.policy(seen)
+    def both(
+        self, seen: Tensor, mask: Tensor | None, action: Tensor | None = None
+    ) -> tuple[Distribution, Tensor, Tensor]:
+        """P_ω, an action, and the logits of C ``[*B, A, E]`` for it.
+
+        Args:
+            seen: ``[*B, A, F']``, see `seen`.
+            mask: ``[*B, A, P]``, the allowed actions, where they are discrete.
+            action: ``[*B, A]`` or ``[*B, A, P]``; None: P's mode.
+        """
+        output = self._side_by_side(self.policy, seen, self.heads)
         if self.log_std is None or self.box is None:
             assert mask is not None
-            return MaskedCategorical(output, mask)
-        return TanhNormal(output, self.log_std.clamp(min=NARROWEST), self.box)
+            policy = MaskedCategorical(output[..., 0, :], mask)
+            action = policy.mode if action is None else action
+            index = action[..., None, None].expand(*action.shape, self.members, 1)
+            return policy, action, output[..., 1:, :].gather(-1, index).squeeze(-1)
+        assert self.judges is not None
+        policy = TanhNormal(output[..., 0, :], self.log_std.clamp(min=NARROWEST), self.box)
+        action = policy.mode if action is None else action
+        x = torch.cat([seen, self._encoded(action)], -1)
+        return policy, action, self._side_by_side(self.judges, x, self.members).squeeze(-1)
+
+    def _side_by_side(self, body: nn.Module, x: Tensor, banks: int) -> Tensor:
+        """``[*B, A, in] → [*B, A, banks, out]``: a body of ``banks``, of all agents or of each."""
+        x = x.unsqueeze(-2).expand(*x.shape[:-1], banks, x.shape[-1])
+        if self.input.banks == 1:
+            return body(x)
+        return body(x.flatten(-3, -2)).unflatten(-2, x.shape[-3:-1])
 
     def log_density(self, policy: Distribution, action: Tensor) -> Tensor:
         """log P_ω ``[*B, A]`` of actions that were done, before squashing and a little inside the bounds."""
@@ -120,14 +147,6 @@ class Networks(nn.Module):
             return policy.log_density(action)
         inside = self.vectors.decode(self.vectors.encode(action).clamp(-LIMIT, LIMIT))
         return policy.log_density(self.box.unsquash(inside)[0])
-
-    def confidence(self, seen: Tensor, action: Tensor) -> Tensor:
-        """Logits of C ``[*B, A, E]``, of every member, for actions of the environment."""
-        x = torch.cat([seen, self._encoded(action)], -1)
-        x = x.unsqueeze(-2).expand(*x.shape[:-1], self.members, x.shape[-1])
-        if not self.apart or len(self.input.valid) == 1:
-            return self.judges(x).squeeze(-1)
-        return self.judges(x.flatten(-3, -2)).reshape(x.shape[:-1])
 
     def team_confidence(self, state: Tensor, action: Tensor, alive: Tensor) -> Tensor:
         """Logits of the joint C ``[*B, 1, E]``; the dead do nothing."""

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
 
 from marl_memory.functional.returns import masked_mean
@@ -17,6 +17,7 @@ from marl_memory.memory.reflecting import Networks, reflection_loss
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.threshold import Threshold
 from marl_memory.memory.trajectories import Finished, Trajectories
+from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
@@ -239,9 +240,8 @@ class Reflection(MemoryOperator):
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
         seen = self.networks.seen(td.get(k.observation))
-        policy = self.networks.prediction(seen, None if self.spec.continuous else td.get(k.action_mask))
-        mode = policy.mode
-        logit = self.networks.confidence(seen, mode).amin(-1)
+        policy, mode, logits = self.networks.both(seen, None if self.spec.continuous else td.get(k.action_mask))
+        logit = logits.amin(-1)
         weight = torch.where((logit > self.threshold.logit) & alive & self.ready, self.strength, 0.0)
         if self.greedy or self.strength == 1:
             taken = weight > 0
@@ -249,12 +249,28 @@ class Reflection(MemoryOperator):
             taken = torch.rand(weight.shape, generator=self.generator) < weight
         action = mode if self.greedy else policy.draw(self.generator)
         where = taken.unsqueeze(-1) & self.networks.vectors.valid if self.spec.continuous else taken
-        put(td, k.action, torch.where(where, action, td.get(k.action)))
-        for key, value in ((k.taken, taken), (k.act_weight, weight), (k.confidence, logit.sigmoid())):
-            put(td, key, value)
-        for name, value in policy.parameters.items():
-            put(td, k.memory_policy(name), value)
-        return td
+        return self._tell(
+            td,
+            torch.where(where, action, td.get(k.action)),
+            {"taken": taken, "weight": weight, "confidence": logit.sigmoid()},
+            policy.parameters,
+        )
+
+    def _tell(
+        self, td: TensorDictBase, action: Tensor, numbers: dict[str, Tensor], parameters: dict[str, Tensor]
+    ) -> TensorDictBase:
+        """Set the action and what stands under ``act``: at once where nothing is to be put into room that was made."""
+        k = self.spec.keys
+        if td.is_locked:
+            put(td, k.action, action)
+            for name, value in numbers.items():
+                put(td, ("act", name), value)
+            for name, value in parameters.items():
+                put(td, k.memory_policy(name), value)
+            return td
+        td.get(k.group).set(k.action[-1], action)
+        policy = TensorDict._new_unsafe(source=dict(parameters), batch_size=td.batch_size)
+        return td.set("act", TensorDict._new_unsafe(source={**numbers, "policy": policy}, batch_size=td.batch_size))
 
     # --------------------------------------------------------------------------------------------------------- remember
 
@@ -369,28 +385,32 @@ class Reflection(MemoryOperator):
 
     def _losses(self, succeeded: TensorDictBase, failed: TensorDictBase | None) -> dict[str, Tensor]:
         """L_P, and where there is a failure L_C; of a joint judge also what the others learn from it."""
-        net, observed = self.networks, self.networks.seen(succeeded.get("observation"))
-        policy = net.prediction(observed, succeeded.get("action_mask", None))
+        policy, logits = self._read(succeeded)
         share = _mean_1(succeeded.get("share")).unsqueeze(-1)
-        density = net.log_density(policy, succeeded.get("action"))
+        density = self.networks.log_density(policy, succeeded.get("action"))
         losses = {"loss/prediction": -masked_mean(share * density, succeeded.get("alive"))}
         if failed is None:
             return losses
-        terms = [self._judge(succeeded, observed, 1.0, self.balance)]
-        terms.append(self._judge(failed, net.seen(failed.get("observation")), 0.0, 1 - self.balance))
-        for name in terms[0]:
-            losses[f"loss/{name}"] = terms[0][name] + terms[1][name]
-        return losses
+        halves = (
+            self._judge(succeeded, logits, 1.0, self.balance),
+            self._judge(failed, self._read(failed)[1], 0.0, 1 - self.balance),
+        )
+        return losses | {f"loss/{name}": halves[0][name] + halves[1][name] for name in halves[0]}
 
-    def _judge(self, rows: TensorDictBase, seen: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
+    def _read(self, rows: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """P at ``rows`` ``[R]``, and the logits of C ``[R, A, E]`` for what was done there."""
+        seen = self.networks.seen(rows.get("observation"))
+        policy, _, logits = self.networks.both(seen, rows.get("action_mask", None), rows.get("action"))
+        return policy, logits
+
+    def _judge(self, rows: TensorDictBase, logits: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
         """One half of L_C, times ``part``: of rows that all ended well (``outcome`` 1) or badly (0)."""
-        net, alive, action = self.networks, rows.get("alive"), rows.get("action")
+        net, alive = self.networks, rows.get("alive")
         weight = part * _mean_1(rows.get("weight")).unsqueeze(-1)
-        logits = net.confidence(seen, action)
         if net.team is None:
             loss = reflection_loss(logits, torch.full(alive.shape, outcome), weight)
             return {"reflection": masked_mean(loss, alive)}
-        team = net.team_confidence(rows.get("state"), action, alive)
+        team = net.team_confidence(rows.get("state"), rows.get("action"), alive)
         joint = reflection_loss(team, torch.full(team.shape[:-1], outcome), weight)
         told = reflection_loss(logits, team.detach().sigmoid().expand_as(logits), weight)
         return {"reflection": joint.mean(), "distillation": masked_mean(told, alive)}

@@ -28,6 +28,7 @@ from marl_memory.cli import main
 from marl_memory.training.checkpoint import CheckpointFolder, IncompatibleCheckpointError, NotWrittenError
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import release
+from tests import fresh
 
 SMALL = [
     "training.n_envs=2",
@@ -615,13 +616,7 @@ main()
 
 def command(*words: str, limit: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, whose files may have ``limit`` bytes each at most (0: any number)."""
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *words],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, **variables},
-    )
+    return fresh.python(LIMITED, limit, *words, env={**os.environ, **variables})
 
 
 def test_a_file_that_does_not_fit_while_training() -> None:

@@ -37,6 +37,7 @@ class HomogeneousTeam(Rules):
     def __init__(self, *, n_agents: int = 4, size: int = 5, slip: float = 0.0, max_steps: int = 20) -> None:
         check_options({"n_agents": (n_agents, 1), "size": (size, 2), "max_steps": (max_steps, 1)}, {"slip": slip})
         self.size, self.slip = size, slip
+        self.codes = thermometer(np.arange(size), size - 1)
         features = 4 * (size - 1)
         self.spec = TaskSpec(
             name="toy/homogeneous_team",
@@ -62,14 +63,14 @@ class HomogeneousTeam(Rules):
         by = MOVES[actions]
         if self.slip:
             by = np.where((draw(self.spec.n_agents) < self.slip)[..., None], 0, by)
-        cell = np.clip(copies["cell"] + by, 0, self.size - 1)
+        cell = np.minimum(np.maximum(copies["cell"] + by, 0), self.size - 1)
         there = (cell == copies["target"]).all(2)
         return Moved({**copies, "cell": cell}, there.mean(1), np.zeros(len(cell), bool), there.all(1))
 
     def observe(self, copies: Copies) -> np.ndarray:
         """Own cell and target, ``[N, A, 4·(size − 1)]``."""
         places = np.concatenate([copies["cell"], copies["target"]], axis=2)
-        return thermometer(places, self.size - 1).reshape(*places.shape[:2], -1)
+        return self.codes[places].reshape(*places.shape[:2], -1)
 
     def picture(self, copies: Copies) -> np.ndarray:
         """Agents as squares within their targets' frames, in one colour each; who is hidden stands under another."""

@@ -105,7 +105,8 @@ def thermometer(position: np.ndarray, size: int) -> np.ndarray:
     Near positions have near codes, and any function of a whole position is linear in its code (Osband et al., 2016,
     who found it better than one-hot codes on the chain).
     """
-    return np.clip(np.asarray(position)[..., None] - np.arange(size), 0.0, 1.0).astype(np.float32)
+    cells = np.asarray(position)[..., None] - np.arange(size)
+    return np.minimum(np.maximum(cells, 0.0), 1.0).astype(np.float32)
 
 
 def one_hot(index: np.ndarray, size: int) -> np.ndarray:

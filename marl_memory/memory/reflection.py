@@ -109,7 +109,7 @@ class Reflection(MemoryOperator):
         blame_steps: int = 20,
         blame_decay: float = 0.9,
         balance: float = 0.5,
-        hidden: tuple[int, ...] = (256, 256),
+        hidden: tuple[int, ...] = (128, 128),
         members: int = 2,
         lr: float = 3e-4,
         batches: int = 64,

@@ -385,7 +385,7 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
 
 
 def load_acting(folder: str | Path, *, checkpoint: str = "best") -> tuple[Policy, Memory]:
-    """As `load_policy`, and the run's memory with what it knew then; see `Memory.greedily` for what that does with it."""
+    """As `load_policy`, and the memory of the run with what it knew then: `Memory.greedily` lets it act."""
     return _load(Path(folder), checkpoint)
 
 

@@ -164,12 +164,7 @@ MEMORIES = {
         ("maddpg", "toy/masked_duel"),
         ("dqn", "toy/masked_duel"),
     ],
-    "reflection": [
-        ("mappo", "toy/masked_duel"),
-        ("ppo", "toy/rendezvous"),
-        ("maddpg", "toy/masked_duel"),
-        ("td3", "toy/rendezvous"),
-    ],
+    "reflection": [("mappo", "toy/masked_duel"), ("td3", "toy/rendezvous")],
 }
 MORE = {
     "sil": [],

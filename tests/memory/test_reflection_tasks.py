@@ -1,0 +1,91 @@
+"""Reflection where the right answer is known: at the cliff, and in four rooms."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.tabular import advantages, four_rooms, inclusion, reflected
+from marl_memory.memory.reflection import Reflection
+from marl_memory_envs.toy.cliff_walking import CliffWalking, vector_env
+from marl_memory_envs.toy.tabular import CLIFF
+from tests.envs.solve import optimal_values
+
+UP, RIGHT, DOWN, LEFT = range(4)
+
+
+@cache
+def walked(blame_decay: float, n_envs: int = 16, steps: int = 64) -> tuple[Reflection, CliffWalking]:
+    """A memory of walks along the cliff's edge that stumble now and then, and fall to their end."""
+    rules = CliffWalking(cliff="terminate")
+    env = vector_env(n_envs=n_envs, seed=0, cliff="terminate")
+    k, generator = rules.spec.keys, torch.Generator().manual_seed(0)
+    sizes: dict[str, Any] = {"n_envs": n_envs, "batch_steps": steps, "hidden": (64, 64), "lr": 2e-3, "alike": 200}
+    operator = Reflection(spec=rules.spec, **sizes, off_policy=True, blame_decay=blame_decay)
+    td = env.reset()
+    for _ in range(8):
+        rows = []
+        for _ in range(steps):
+            place = td.get(k.observation)
+            row, far = place[..., :3].sum(-1), place[..., 3:].sum(-1) >= 11
+            edge = torch.where(far, DOWN, torch.where(row == 3, UP, torch.where(row < 2, DOWN, RIGHT)))
+            stumbles = torch.rand(edge.shape, generator=generator) < 0.15
+            td.set(k.action, torch.where(stumbles, torch.randint(4, edge.shape, generator=generator), edge))
+            operator(td)
+            stepped, td = env.step_and_maybe_reset(td)
+            rows.append(stepped)
+        operator.write(torch.stack(rows))
+        operator.learn()
+    return operator, rules
+
+
+def test_stepping_off_the_cliff_is_not_trusted_and_its_safe_neighbour_is() -> None:
+    """Where the last step alone is blamed; the longer ago a step is that is, the more of those on the safe way are."""
+    operator, rules = walked(0.1)
+    assert operator.successes.held.sum() >= 8 and operator.failures.held.sum() >= 8
+    found, kinds = reflected(operator, rules), rules.grid.kinds
+    below = rules.tables.successors[:, DOWN, 0]
+    edge = (kinds[below] == CLIFF) & (kinds != CLIFF)
+    edge &= np.arange(len(edge)) != rules.tables.starts[0]
+    assert edge.sum() == 10
+    assert found.confidence[edge, DOWN].max() < 0.05  # off the cliff
+    safe = found.confidence[edge, RIGHT]  # its safe neighbour
+    assert safe.min() > 0.7 and safe.mean() > 0.85
+    assert (found.mode[edge] == RIGHT).all()
+
+
+def test_advantages_of_a_policy_are_exact() -> None:
+    """Of the best policy none is positive and its own are 0; of any policy their mean under it is 0."""
+    tables = CliffWalking(cliff="terminate", slip=0.1).tables
+    best = optimal_values(tables, 0.9)
+    going_on = ~tables.terminal
+    policy = np.eye(4)[best.argmax(1)]
+    found = advantages(tables, policy, 0.9)
+    np.testing.assert_allclose(found[going_on], (best - best.max(1, keepdims=True))[going_on], atol=1e-6)
+    policy = np.random.default_rng(0).dirichlet(np.ones(4), len(tables.terminal))
+    found = advantages(tables, policy, 0.9)
+    np.testing.assert_allclose((policy * found).sum(1), 0.0, atol=1e-9)
+
+
+def test_inclusion_is_counted_over_the_states_that_memory_acts_in() -> None:
+    operator, rules = walked(0.1)
+    found, tables = reflected(operator, rules), rules.tables
+    uniform = np.full((len(tables.terminal), 4), 0.25)
+    acts, right = inclusion(found, advantages(tables, uniform, 0.99), tables.terminal, 0.7)
+    assert 0.1 < acts <= 1 and right > 0.9  # better than a policy that falls down everywhere
+    none, nothing = inclusion(found, advantages(tables, uniform, 0.99), tables.terminal, 1.0)
+    assert none == 0 and np.isnan(nothing)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_in_four_rooms_memory_takes_over_and_nothing_is_lost(tmp_path: Path) -> None:
+    for row in four_rooms(tmp_path, 3):
+        assert row["share_late"] > row["share_early"] + 0.1
+        assert row["with_memory_end"] >= row["host_end"] and row["reflection"] >= row["host"] - 0.02
+        assert row["states_acted_in"] > 0

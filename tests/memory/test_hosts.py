@@ -130,8 +130,8 @@ TOYS = [
     ("maddpg", "toy/masked_duel", RETURNS),
     ("idqn", "toy/masked_duel", RETURNS),
     ("mappo", "toy/masked_duel", REFLECTION),
-    ("ippo", "toy/rendezvous", REFLECTION),
-    ("idqn", "toy/masked_duel", REFLECTION),
+    pytest.param("ippo", "toy/rendezvous", REFLECTION, marks=pytest.mark.slow),
+    pytest.param("idqn", "toy/masked_duel", REFLECTION, marks=pytest.mark.slow),
     ("matd3", "toy/rendezvous", REFLECTION),
 ]
 

@@ -296,8 +296,7 @@ def trained(host: PPO, operators: Memory, steps: int = 5) -> list[dict[str, Tens
     return losses
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(("name", "scope"), zip(HOSTS, SCOPES, strict=True))
 @pytest.mark.parametrize("continuous", [False, True])
 def test_off_or_empty_it_is_the_host_bit_for_bit(name: str, scope: str, continuous: bool) -> None:
     spec = task(2, actions=(3, 2), continuous=continuous)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from marl_memory.memory.trajectories import picture_of
 from marl_memory.networks.actor import AgentInput, Body
 from marl_memory.networks.deterministic import ActionVector
 from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
@@ -23,7 +25,9 @@ LIMIT = 0.995
 
 
 def bodies(spec: TaskSpec, hidden: tuple[int, ...]) -> Body:
-    """Makes network bodies for what the task's agents observe."""
+    """Makes network bodies for what the task's agents observe: vectors, or pictures."""
+    if (picture := picture_of(spec)) is not None:
+        return partial(import_module("marl_memory.networks.cnn").CNN, picture=picture, hidden=hidden)
     return partial(MLP, hidden=hidden)
 
 
@@ -32,10 +36,12 @@ class Seen(nn.Module):
 
     Args:
         valid: ``[A, F]`` bool (of states ``[1, S]``): False marks padding.
+        pictures: they are left as they are: networks of pictures divide them by 255 themselves.
     """
 
-    def __init__(self, valid: Tensor) -> None:
+    def __init__(self, valid: Tensor, *, pictures: bool) -> None:
         super().__init__()
+        self.pictures = pictures
         self.moments = RunningMoments(1, valid.shape[-1])
         self.register_buffer("valid", valid, persistent=False)
         self.register_buffer("shift", torch.zeros(valid.shape[-1]))
@@ -48,6 +54,8 @@ class Seen(nn.Module):
 
     def update(self, x: Tensor, there: Tensor) -> None:
         """Take in rows ``[*B, A, F]`` where ``there`` ``[*B, A]``."""
+        if self.pictures:
+            return
         self.moments.update(x, there.unsqueeze(-1) & self.valid)
 
     def settle(self) -> None:
@@ -57,6 +65,8 @@ class Seen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, A, F] → [*B, A, F]``."""
+        if self.pictures:
+            return x
         scaled = torch.addcmul(self.shift, x, self.slope).clamp_(-10, 10)
         return scaled if self.all_valid else torch.where(self.valid, scaled, 0.0)
 
@@ -84,7 +94,8 @@ class Networks(nn.Module):
         super().__init__()
         g, make, p = Generator().manual_seed(seed), bodies(spec, hidden), spec.action_size
         self.members, self.apart = members, apart
-        self.observed = Seen(torch.tensor(spec.observation_valid))
+        pictures = picture_of(spec) is not None
+        self.observed = Seen(torch.tensor(spec.observation_valid), pictures=pictures)
         self.input = AgentInput(spec, share_parameters=not apart, normalise=False)
         self.vectors = ActionVector(spec)
         width, banks = self.input.features, self.input.banks
@@ -97,7 +108,7 @@ class Networks(nn.Module):
             self.judges = make(width + p, 1, banks=banks * members, output_gain=0.1, generator=g)
         self.team = self.stated = None
         if joint:
-            self.stated = Seen(torch.ones(1, spec.state_size, dtype=torch.bool))
+            self.stated = Seen(torch.ones(1, spec.state_size, dtype=torch.bool), pictures=pictures)
             size = spec.state_size + spec.n_agents * p
             self.team = make(size, 1, banks=members, output_gain=0.1, generator=g)
 

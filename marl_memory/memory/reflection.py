@@ -301,8 +301,10 @@ class Reflection(MemoryOperator):
     def _offer(self, store: OutcomeStore, episodes: Finished, count: Tensor, score: Tensor) -> None:
         """Offer the last ``count`` ``[E]`` steps of ``episodes``, but not of those in which something is not finite."""
         rows, which, follow = self.trajectories.steps(episodes, count)
-        real = [x for x in rows.values() if x.is_floating_point()]
-        wrong = ~torch.stack([x.flatten(1).isfinite().all(1) for x in real]).all(0)
+        wrong = torch.zeros_like(which, dtype=torch.bool)
+        for x in rows.values():
+            if x.is_floating_point():
+                wrong |= ~x.flatten(1).isfinite().all(1)
         finite = torch.bincount(which[wrong], minlength=len(count)) == 0
         self.rejected += (~finite).sum()
         if not bool(finite.any()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ FOUR_ROOMS = [
     "logger.quiet=true",
     "logger.tensorboard=false",
 ]
+
+
+UP, RIGHT, DOWN, LEFT = range(4)
 
 
 class Reflected(NamedTuple):
@@ -96,6 +100,38 @@ def inclusion(found: Reflected, advantage: np.ndarray, terminal: np.ndarray, kap
     acts = (found.of_mode > kappa) & ~terminal
     right = advantage[np.arange(len(acts)), found.mode] >= -1e-9
     return float(acts[~terminal].mean()), float(right[acts].mean()) if acts.any() else float("nan")
+
+
+@cache
+def walked(blame_decay: float, n_envs: int = 16, steps: int = 64) -> tuple[Reflection, Any]:
+    """A memory of walks along the cliff's edge that stumble now and then, and fall to their end.
+
+    Args:
+        blame_decay: see `Reflection`.
+        n_envs, steps: of each batch.
+    """
+    from marl_memory_envs.toy.cliff_walking import CliffWalking, vector_env
+
+    rules = CliffWalking(cliff="terminate")
+    env = vector_env(n_envs=n_envs, seed=0, cliff="terminate")
+    k, generator = rules.spec.keys, torch.Generator().manual_seed(0)
+    sizes: dict[str, Any] = {"n_envs": n_envs, "batch_steps": steps, "hidden": (64, 64), "lr": 2e-3, "alike": 200}
+    operator = Reflection(spec=rules.spec, **sizes, off_policy=True, blame_decay=blame_decay)
+    td = env.reset()
+    for _ in range(8):
+        rows = []
+        for _ in range(steps):
+            place = td.get(k.observation)
+            row, far = place[..., :3].sum(-1), place[..., 3:].sum(-1) >= 11
+            edge = torch.where(far, DOWN, torch.where(row == 3, UP, torch.where(row < 2, DOWN, RIGHT)))
+            stumbles = torch.rand(edge.shape, generator=generator) < 0.15
+            td.set(k.action, torch.where(stumbles, torch.randint(4, edge.shape, generator=generator), edge))
+            operator(td)
+            stepped, td = env.step_and_maybe_reset(td)
+            rows.append(stepped)
+        operator.write(torch.stack(rows))
+        operator.learn()
+    return operator, rules
 
 
 def train(folder: Path, *overrides: str) -> None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from marl_memory.functional.returns import masked_mean
 from marl_memory.keys import Entries, Entry
-from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
+from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
 from marl_memory.memory.reflecting import Networks, reflection_loss
 from marl_memory.memory.scope import Scope
@@ -80,6 +80,7 @@ class Reflection(MemoryOperator):
         lr: Adam's step size.
         batches, batch_size: gradient steps at the end of every iteration, and team rows of each.
         kappa, kappa_schedule, kappa_final, kappa_quantile: see `Threshold`.
+        gamma: the host's γ, by which its critic judges what memory did (`metrics`); nothing else depends on it.
         strength, strength_final: see `MemoryOperator`.
 
     Raises:
@@ -118,6 +119,7 @@ class Reflection(MemoryOperator):
         kappa_schedule: Literal["constant", "linear", "adaptive"] = "constant",
         kappa_final: float | None = None,
         kappa_quantile: float = 0.5,
+        gamma: float = 0.99,
         strength: float = 1.0,
         strength_final: float | None = None,
     ) -> None:
@@ -137,7 +139,9 @@ class Reflection(MemoryOperator):
         self.blame_steps, self.blame_decay = blame_steps, blame_decay
         self.batches, self.batch_size = batches, batch_size
         self.writes_on = "collection" if off_policy else "update"
-        self.greedy = False
+        self.greedy, self.gamma, self.off_policy = False, gamma, off_policy
+        self._fresh: TensorDictBase | None = None
+        self.register_buffer("judged", torch.zeros(2, dtype=torch.int64))
         self.scope = Scope(scope or "shared", spec)
         rows = capacity // (2 * spec.n_agents)
         if rows < 1:
@@ -178,11 +182,16 @@ class Reflection(MemoryOperator):
         self.in_keys = [k.observation, k.alive, k.action, *([] if spec.continuous else [k.action_mask])]
         self.out_keys = [k.action, *self._entries]
         self.write_keys = [*self.trajectories.write_keys, k.confidence]
+        if off_policy:  # and what the host's critic reads, before and after
+            self.write_keys += [k.taken, k.state, ("next", *k.discount)]
+            self.write_keys += [("next", *key) for key in (k.observation, k.alive, *self.in_keys[3:])]
 
     ready: Tensor
     """``[A]`` bool: of this agent successes and failures were learnt."""
     settled: Tensor
     """``[]``: vector steps that the scales of observations are of."""
+    judged: Tensor
+    """``[2]``: of memory's actions those that were no worse than the policy by a replay host's critic, and all."""
     said: Tensor
     rejected: Tensor
     """``[]``: episodes that were refused because something in them was not finite."""
@@ -279,6 +288,8 @@ class Reflection(MemoryOperator):
         """Take in steps ``[T, N]``, and remember the episodes that ended well or badly."""
         k = self.spec.keys
         self.threshold.take(td.get(k.confidence)[td.get(k.alive) & self.ready])
+        if self.off_policy and bool((done := td.get(k.taken).any(-1)).any()):
+            self._fresh = td[done]
         ended = self.trajectories.write(td)
         if ended is None:
             return
@@ -324,6 +335,18 @@ class Reflection(MemoryOperator):
             )
         )
 
+    @torch.no_grad()
+    def refresh(self, bootstrap: Bootstrap) -> None:
+        r"""On hosts with a replay, judge what memory just did: $r + \gamma\, d\, V(s') \ge V(s)$, by their critic."""
+        rows, self._fresh = self._fresh, None
+        if rows is None:
+            return
+        k, after = self.spec.keys, rows.get("next")
+        ahead = rows.get(("next", *k.discount)).squeeze(-1) * bootstrap(after).amin(-1)
+        gain = rows.get(("next", *k.reward)).squeeze(-1) + self.gamma * ahead - bootstrap(rows).amin(-1)
+        right = (gain >= 0)[rows.get(k.taken)]
+        self.judged += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
+
     def cut_episodes(self) -> None:
         """See `MemoryOperator.cut_episodes`."""
         self.trajectories.drop_running()
@@ -333,6 +356,7 @@ class Reflection(MemoryOperator):
     def learn(self) -> dict[str, Tensor]:
         """Train P, and C where there is a failure, on ``batches`` batches."""
         self._settle()
+        self.judged.zero_()
         if int(self.successes.held.sum()) < self.least:
             return {}
         reports: list[dict[str, Tensor]] = []
@@ -459,6 +483,8 @@ class Reflection(MemoryOperator):
         target = td.get(k.value_target, None)
         if target is not None and bool(taken.any()):
             found["included"] = ((target - td.get(k.value))[..., 0] >= 0)[taken].float().mean()
+        if int(self.judged[1]) > 0:
+            found["included"] = self.judged[0] / self.judged[1]
         return found
 
 

@@ -496,6 +496,27 @@ def test_metrics_tell_what_memory_did() -> None:
     assert found["bytes"] == operator.bytes
 
 
+def test_the_critic_of_a_replays_host_judges_what_memory_did() -> None:
+    spec = task(2)
+    operator = taught(memory(spec, off_policy=True, gamma=0.5))
+    td = operator(batch(spec, 67).exclude("act"))
+    value = {True: 0.3, False: -0.2}
+    operator.write(td)
+    seen: list[bool] = []
+
+    def critic(rows: TensorDictBase) -> Tensor:
+        seen.append(("next", K.done) in rows.keys(True))
+        return torch.full((*rows.batch_size, 2, 2), value[seen[-1]])
+
+    operator.refresh(critic)
+    taken, going_on = td.get(K.taken), td.get(("next", *K.discount))[..., 0]
+    gain = td.get(("next", *K.reward))[..., 0] + 0.5 * going_on * -0.2 - 0.3
+    assert taken.any() and sorted(seen) == [False, True]
+    assert operator.judged.tolist() == [int((gain >= 0)[taken].sum()), int(taken.sum())]
+    found = operator.metrics(td)["included"]
+    assert float(found) == pytest.approx(float((gain >= 0)[taken].float().mean()))
+
+
 def test_what_is_not_finite_is_refused_and_counted() -> None:
     spec = task()
     operator = taught(memory(spec))

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks.tabular import advantages, four_rooms, inclusion, reflected
-from marl_memory.memory.reflection import Reflection
-from marl_memory_envs.toy.cliff_walking import CliffWalking, vector_env
+from benchmarks.tabular import DOWN, RIGHT, advantages, four_rooms, inclusion, reflected, walked
+from marl_memory_envs.toy.cliff_walking import CliffWalking
 from marl_memory_envs.toy.tabular import CLIFF
 from tests.envs.solve import optimal_values
-
-UP, RIGHT, DOWN, LEFT = range(4)
-
-
-@cache
-def walked(blame_decay: float, n_envs: int = 16, steps: int = 64) -> tuple[Reflection, CliffWalking]:
-    """A memory of walks along the cliff's edge that stumble now and then, and fall to their end."""
-    rules = CliffWalking(cliff="terminate")
-    env = vector_env(n_envs=n_envs, seed=0, cliff="terminate")
-    k, generator = rules.spec.keys, torch.Generator().manual_seed(0)
-    sizes: dict[str, Any] = {"n_envs": n_envs, "batch_steps": steps, "hidden": (64, 64), "lr": 2e-3, "alike": 200}
-    operator = Reflection(spec=rules.spec, **sizes, off_policy=True, blame_decay=blame_decay)
-    td = env.reset()
-    for _ in range(8):
-        rows = []
-        for _ in range(steps):
-            place = td.get(k.observation)
-            row, far = place[..., :3].sum(-1), place[..., 3:].sum(-1) >= 11
-            edge = torch.where(far, DOWN, torch.where(row == 3, UP, torch.where(row < 2, DOWN, RIGHT)))
-            stumbles = torch.rand(edge.shape, generator=generator) < 0.15
-            td.set(k.action, torch.where(stumbles, torch.randint(4, edge.shape, generator=generator), edge))
-            operator(td)
-            stepped, td = env.step_and_maybe_reset(td)
-            rows.append(stepped)
-        operator.write(torch.stack(rows))
-        operator.learn()
-    return operator, rules
 
 
 def test_stepping_off_the_cliff_is_not_trusted_and_its_safe_neighbour_is() -> None:

@@ -37,6 +37,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         memory,
         neighbours,
         off_policy,
+        reflection,
         spread,
         startup,
         transport,
@@ -51,6 +52,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         "transport": [transport.gaussians, transport.categoricals],
         "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
         "adamemento": [adamemento.iterations],
+        "reflection": [reflection.acting, reflection.sizes],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows, cartpole.rows],
         "startup": [startup.imports],
     }

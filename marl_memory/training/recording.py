@@ -9,8 +9,7 @@ from typing import Protocol
 from tensordict import TensorDictBase
 
 from marl_memory.algorithms.algorithm import derive_seed
-from marl_memory.networks.actor import Actor
-from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.networks.policy import Policy
 from marl_memory.training.collection import Episodes, TaskEnv
 from marl_memory.training.evaluation import evaluate
 
@@ -67,7 +66,7 @@ class Recorded:
 
 def record(
     env: Recordable,
-    actor: Actor | DeterministicActor,
+    actor: Policy,
     folder: Path,
     *,
     episodes: int,

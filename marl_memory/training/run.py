@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, derive_seed
-from marl_memory.memory.operator import Memory
+from marl_memory.memory.operator import Memory, Stage
 from marl_memory.networks.actor import Body
 from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
@@ -382,12 +382,21 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
         CheckpointError: if there is no such checkpoint, or it is damaged, or another configuration's or version's.
         ValueError: for another value of ``checkpoint``.
     """
-    folder = Path(folder)
+    return _load(Path(folder), checkpoint)[0]
+
+
+def load_acting(folder: str | Path, *, checkpoint: str = "best") -> tuple[Policy, Memory]:
+    """As `load_policy`, and the memory of the run with what it knew then: `Memory.greedily` lets it act."""
+    return _load(Path(folder), checkpoint)
+
+
+def _load(folder: Path, checkpoint: str) -> tuple[Policy, Memory]:
+    """See `load_policy`; the memory is restored where it takes actions, and is empty else."""
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     config = read_config(folder)
     spec = TaskSpec.from_dict(read_run(folder)["task"])
-    algorithm = make_algorithm(config, spec)
+    algorithm, memory = make_learner(config, spec)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if checkpoint == "best":
         found = checkpoints.named("best")
@@ -399,8 +408,11 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
     with found.fitting():
         check_state("algorithm", algorithm.state_dict(), state["algorithm"])
         algorithm.load_state_dict(state["algorithm"])
+        if memory.acts:
+            memory.load_state_dict(state["memory"])
+            memory.set_progress(state["frames"], state["frames"] / config["training"]["total_frames"])
     algorithm.actor.greedy = True
-    return algorithm.actor
+    return algorithm.actor, memory
 
 
 def evaluate_run(
@@ -411,6 +423,7 @@ def evaluate_run(
     seed: int | None = None,
     video: Path | None = None,
     replay: Path | None = None,
+    with_memory: bool = False,
 ) -> Episodes:
     """Play ``episodes`` greedy episodes with a run's policy, on seeds of their own.
 
@@ -421,10 +434,11 @@ def evaluate_run(
         seed: of the environments; None for one derived from the run's, different from training and its evaluations.
         video: an .mp4 or .gif to film them to; they are then played one after the other in a single environment.
         replay: a folder to write replays to, in the game's own form; played one after the other too.
+        with_memory: let the run's memory act too, at the stage ACT; else the policy plays alone, and is filmed alone.
 
     Raises:
-        ValueError: if there is no such run or checkpoint, the task can not be drawn or keeps no replays, or a film and
-            replays are asked for at once.
+        ValueError: if there is no such run or checkpoint, the task can not be drawn or keeps no replays, a film and
+            replays are asked for at once, or no memory of the run acts.
         ImportError: if the film needs what is not installed.
         NotWrittenError: if the film can not be written.
     """
@@ -434,7 +448,9 @@ def evaluate_run(
     if video is not None:
         check_file(video)
     torch.set_num_threads(config["training"]["threads"])
-    actor = load_policy(folder, checkpoint=checkpoint)
+    actor, memory = load_acting(folder, checkpoint=checkpoint)
+    if with_memory and not memory.acts:
+        raise ValueError(f"with_memory=True: {folder} has no memory that acts (stage ACT, as memory=[reflection])")
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
     n_envs = min(episodes, config["training"]["n_envs"]) if replay is None else 1
     env: Any = make_env(config, n_envs, seed) if video is None else _make_drawable_env(config, seed)
@@ -444,9 +460,18 @@ def evaluate_run(
             return film(env, actor, video, episodes=episodes, seed=seed)
         if replay is not None:
             return record(env, actor, replay, episodes=episodes, seed=seed)
-        return evaluate(env, actor, episodes=episodes, seed=seed)
+        if not with_memory:
+            return evaluate(env, actor, episodes=episodes, seed=seed)
+        with memory.greedily() as act:
+            return evaluate(env, actor, episodes=episodes, seed=seed, act=act)
     finally:
         env.close()
+
+
+def memory_acts(folder: Path) -> bool:
+    """Whether a run's memory takes actions in the policy's place: then there are two ways to play."""
+    nodes = (read_config(folder).get("memory") or {}).items()
+    return any(locate(f"memory.{name}", node).stage is Stage.ACT for name, node in nodes)
 
 
 def _make_drawable_env(config: Mapping[str, Any], seed: int) -> Any:

@@ -29,6 +29,7 @@ HANDED_OVER = {
     "in_features",
     "out_features",
     "output_gain",
+    "picture",
 }
 
 

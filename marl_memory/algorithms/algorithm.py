@@ -66,6 +66,12 @@ class Algorithm(nn.Module, ABC):
     def derive_rewards(self, batch: TensorDictBase) -> None:
         """Write ``learn_reward`` ``[*B, A, 1]``: the rewards learning uses, before REWARD operators add to them."""
 
+    def clipped_rewards(self, batch: TensorDictBase) -> Tensor:
+        """The environment's rewards ``[*B, A, 1]``, clipped where the task says so: what ``learn_reward`` begins as."""
+        reward: Tensor = batch.get(("next", *self.spec.keys.reward))
+        limit = self.spec.clip_rewards
+        return reward if limit is None else reward.clamp(-limit, limit)
+
     @abstractmethod
     def cut_episodes(self) -> None:
         """Drop what is carried over of running episodes: the environments are about to be reset."""

@@ -170,7 +170,7 @@ class DeterministicHost(OffPolicyAlgorithm):
 
     def derive_rewards(self, batch: TensorDictBase) -> None:
         """Write ``learn_reward``: the environment's reward."""
-        batch.get(self.keys.learn_reward).copy_(batch.get(("next", *self.keys.reward)))
+        batch.get(self.keys.learn_reward).copy_(self.clipped_rewards(batch))
 
     def cut_episodes(self) -> None:
         """Start the exploration noise anew."""

@@ -93,7 +93,8 @@ class GradientField(MemoryOperator):
         neighbours: K.
         half_life: environment steps after which a row counts half; None: never.
         search: ``exact``, or ``lists`` for banks of tens of thousands of rows, see `RingStore`.
-        projection: to how many dimensions keys are projected before they are compared; None: they are not.
+        projection: to how many dimensions keys are projected before they are compared; None: they are not, but for
+            pictures: to 64.
         min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.

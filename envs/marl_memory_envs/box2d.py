@@ -37,3 +37,12 @@ def bipedal_walker(hardcore: bool = False, **kwargs: Any) -> OneAgent:
     import_module("Box2D")
     name = "BipedalWalkerHardcore-v3" if hardcore else "BipedalWalker-v3"
     return _BipedalWalker(gym_env(name, **kwargs).env)
+
+
+def car_racing(continuous: bool = True, **kwargs: Any) -> OneAgent:
+    """CarRacing-v3: drive round a random track, seen from above in 96 × 96 pixels, for at most 1000 frames.
+
+    Real actions are steering, gas and brake; ``continuous=False`` gives five choices instead.
+    """
+    import_module("Box2D")
+    return gym_env("CarRacing-v3", continuous=continuous, **kwargs)

@@ -71,7 +71,11 @@ def game(
 
     check_game(game)
     _check_numbers(
-        noop_max=noop_max, frame_skip=frame_skip, screen_size=screen_size, frame_stack=frame_stack, sticky=sticky_actions
+        noop_max=noop_max,
+        frame_skip=frame_skip,
+        screen_size=screen_size,
+        frame_stack=frame_stack,
+        sticky=sticky_actions,
     )
     emulator = AtariEnv(
         game=game,

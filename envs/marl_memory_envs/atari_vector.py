@@ -156,7 +156,9 @@ class AleVectorEnv(AgentsEnv):
         entries["reward"] = torch.from_numpy(reward).float().view(-1, 1, 1)
         return self._entries(following, entries, ended, cut)
 
-    def _entries(self, seen: Tensor, agents: dict[str, Tensor], terminated: Tensor, truncated: Tensor) -> TensorDictBase:
+    def _entries(
+        self, seen: Tensor, agents: dict[str, Tensor], terminated: Tensor, truncated: Tensor
+    ) -> TensorDictBase:
         group = assemble({"observation": seen.unsqueeze(1), **agents}, torch.Size((self.n_envs, 1)))
         root = {"state": seen, "done": terminated | truncated, "terminated": terminated, "truncated": truncated}
         return assemble({**root, self.task_spec.group: group}, self.batch_size)

@@ -24,16 +24,22 @@ FOR_VECTORS = ("gym_vec_env", "pettingzoo_env_to_vec_env", "concat_vec_envs", "v
 RANDOM = ("sticky_actions", "nan_random")
 """Wrappers that draw from a generator which they seed anew at each reset, from the clock unless a seed is given."""
 
-BEHIND_STACK = ("resize", "sticky_actions", "clip_reward", "reward_lambda", "clip_actions", "scale_actions", "action_lambda")
+BEHIND_STACK = (
+    "resize",
+    "sticky_actions",
+    "clip_reward",
+    "reward_lambda",
+    "clip_actions",
+    "scale_actions",
+    "action_lambda",
+)
 """Wrappers that leave a stack of pictures what it is."""
 
 
 def known_wrappers() -> dict[str, Callable[..., Any]]:
     """SuperSuit's wrappers of environments, by their versioned names."""
     found = {name: value for name, value in vars(supersuit).items() if NAMED.fullmatch(name)}
-    return {
-        name: value for name, value in found.items() if not name.startswith((*FOR_VECTORS, "stable_baselines"))
-    }
+    return {name: value for name, value in found.items() if not name.startswith((*FOR_VECTORS, "stable_baselines"))}
 
 
 class Wrapped:

@@ -39,9 +39,7 @@ class Scope(nn.Module):
         ValueError: for another name.
     """
 
-    def __init__(
-        self, name: str, spec: TaskSpec, *, actions: bool = False, planes: Tensor | None = None
-    ) -> None:
+    def __init__(self, name: str, spec: TaskSpec, *, actions: bool = False, planes: Tensor | None = None) -> None:
         super().__init__()
         if name not in SCOPES:
             raise ValueError(f"scope={name!r} must be one of {', '.join(SCOPES)}")

@@ -137,9 +137,7 @@ def _make_body(node: Mapping[str, Any], spec: TaskSpec) -> Body:
         ValueError: if it does not read what the task's agents observe: pictures, or vectors.
     """
     if _reads_pictures(node) == (spec.picture is not None):
-        return instantiate(
-            "network", node, later=HANDED_TO_BODY, **({"picture": spec.picture} if spec.picture else {})
-        )
+        return instantiate("network", node, later=HANDED_TO_BODY, **({"picture": spec.picture} if spec.picture else {}))
     from omegaconf import OmegaConf
 
     nodes: dict[str, Any] = {f.stem: OmegaConf.load(f) for f in sorted((config_dir() / "network").glob("*.yaml"))}

@@ -29,6 +29,7 @@ Bounds = dict[str, dict[str, float]]
 def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
     from benchmarks import (
+        atari,
         collection,
         end_to_end,
         half_cheetah,
@@ -43,6 +44,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
 
     return {
         "collection": [collection.overheads, collection.fractions, collection.smax],
+        "atari": [atari.rows, atari.players, atari.replay],
         "update": [update.minibatches, update.advantages],
         "off_policy": [off_policy.updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],

@@ -75,7 +75,7 @@ def game(
         frame_skip=frame_skip,
         screen_size=screen_size,
         frame_stack=frame_stack,
-        sticky=sticky_actions,
+        sticky_actions=sticky_actions,
     )
     emulator = AtariEnv(
         game=game,
@@ -116,7 +116,7 @@ def vector_env(
     Args:
         n_envs: N.
         seed: the run's seed; every game gets one of its own, derived from it.
-        backend: ``gymnasium``: see `game`; ``ale_vector``: `AleVectorEnv`, which gives the same, on threads of ale-py's.
+        backend: ``gymnasium``: see `game`; ``ale_vector``: `AleVectorEnv`, the same on threads of ale-py's.
         name: the task's name; None: ``atari/`` and the game's.
         clip_rewards, group: see `VectorEnv`.
         kwargs: of `game`.
@@ -135,6 +135,7 @@ def vector_env(
             raise missing(ModuleNotFoundError(name=package), f"{__name__}:game", __name__)
     if "game" in settings:
         check_game(settings["game"])
+    _check_numbers(**{key: value for key, value in settings.items() if key in _NUMBERS})
     name = name or f"atari/{settings.get('game')}"
     if backend == "gymnasium":
         return vector.vector_env(
@@ -266,11 +267,14 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 
 
-def _check_numbers(*, sticky: float, noop_max: int, **counts: int) -> None:
+_NUMBERS = ("noop_max", "frame_skip", "screen_size", "frame_stack", "sticky_actions")
+
+
+def _check_numbers(*, sticky_actions: float = 0.0, noop_max: int = 0, **counts: int) -> None:
     for key, value in counts.items():
         if value < 1:
             raise ValueError(f"env.kwargs.{key}={value} must be at least 1")
     if noop_max < 0:
         raise ValueError(f"env.kwargs.noop_max={noop_max} must not be negative")
-    if not 0 <= sticky < 1:
-        raise ValueError(f"env.kwargs.sticky_actions={sticky} must lie in [0, 1)")
+    if not 0 <= sticky_actions < 1:
+        raise ValueError(f"env.kwargs.sticky_actions={sticky_actions} must lie in [0, 1)")

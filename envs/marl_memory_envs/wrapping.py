@@ -76,7 +76,8 @@ class Wrapped:
             env.unwrapped.np_random = np.random.default_rng(0)  # type: ignore[attr-defined]  # frame_skip asks for one
         for i, (name, arguments) in enumerate(self.layers):
             try:
-                env = known_wrappers()[name](env, **_functions(arguments))
+                _check_stack(env, name, arguments)
+                env = known_wrappers()[name](env, **_python(arguments))
             except Exception as error:  # SuperSuit checks by assertions
                 raise ValueError(f"env.wrappers[{i}]: {name}({_told(arguments)}) does not fit: {error}") from error
             stacked = self._stack(stacked, name, arguments)
@@ -160,9 +161,17 @@ def _signature(wrapper: Any) -> inspect.Signature:
     return inspect.signature(chosen)
 
 
-def _functions(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, functions for their names."""
-    return {key: _function(value) if _is_path(value) else value for key, value in arguments.items()}
+def _check_stack(env: Team, name: str, arguments: Mapping[str, Any]) -> None:
+    """SuperSuit 3.11 writes a picture of two dimensions over all places of a stack but the newest."""
+    shape = env.observation_space(env.possible_agents[0]).shape
+    if _base(name) == "frame_stack" and arguments.get("stack_dim", -1) == 0 and len(shape or ()) == 2:
+        raise ValueError(f"stack_dim=0 is wrong in SuperSuit for pictures of shape {shape}: leave it out")
+
+
+def _python(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as SuperSuit takes them: functions for their names, tuples for lists."""
+    found = {key: _function(value) if _is_path(value) else value for key, value in arguments.items()}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
 def _is_path(value: Any) -> bool:

@@ -16,7 +16,7 @@ from marl_memory.spec import TaskSpec
 
 
 class Body(Protocol):
-    """Makes a network body: `MLP`, or for pictures `CNN`, with its architecture already chosen (``functools.partial``)."""
+    """Makes a network body: `MLP`, or for pictures `CNN`, its architecture already chosen (``functools.partial``)."""
 
     def __call__(
         self, in_features: int, out_features: int, *, banks: int, output_gain: float, generator: Generator

@@ -20,8 +20,8 @@ class FrameRing:
 
     An observation is K pictures, oldest first; at t + 1 the oldest is gone and one is new.  A stack that reaches back
     beyond the start of its episode has zeros there, or the first picture again, whichever the environment gave.  The
-    last picture of an episode belongs to no step that follows, and is kept apart.  An agent that is dead sees nothing, not
-    what it saw before.
+    last picture of an episode belongs to no step that follows, and is kept apart.  An agent that is dead sees nothing,
+    not what it saw before.
 
     Args:
         steps: T.
@@ -223,7 +223,7 @@ class FrameRing:
         }
 
     def load(self, part: Mapping[str, Any], written: int) -> None:
-        """Take in a `part`; parts come oldest first, and of what ``written`` steps leave behind, the rest is dropped."""
+        """Take in a `part`, oldest first, as far as it is held after ``written`` steps."""
         pictures: Tensor = part["pictures"]
         if self.pictures is None or self.last is None:
             self._allocate(*pictures.shape[2:])

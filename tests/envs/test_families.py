@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 def load(name: str) -> dict[str, Any]:
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert config.pop("_target_") == "marl_memory_envs.vector.vector_env"
+    config.pop("defaults", None)
     return config
 
 

@@ -98,9 +98,8 @@ def test_a_stack_that_other_wrappers_change_is_kept_whole() -> None:
     grey = {"color_reduction": {"mode": "full"}}
     for wrappers, expected in (
         ([grey, stack, {"resize": {"x_size": 8, "y_size": 8}}], 4),
-        ([stack, {"frame_skip": {"num_frames": 2}}], 1),
-        ([stack, {"delay_observations": {"delay": 1}}], 1),
-        ([stack, stack], 1),
+        ([grey, stack, {"frame_skip": {"num_frames": 2}}], 1),
+        ([grey, stack, {"delay_observations": {"delay": 1}}], 1),
     ):
         env = vector_env(film, n_envs=1, seed=0, wrappers=wrappers)
         assert env.task_spec.frame_stack == expected, wrappers

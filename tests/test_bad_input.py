@@ -85,7 +85,10 @@ KEYS = [
         ["env=atari/pong", "network=mlp"],
         "reads vectors, but atari/pong shows pictures [4, 84, 84] (channels, height, width): choose network=nature_cnn",
     ),
-    (["env=atari/pong", "algorithm=ppo", "algorithm.normalise_observations=true"], "does not fit atari/pong, whose obs"),
+    (
+        ["env=atari/pong", "algorithm=ppo", "algorithm.normalise_observations=true"],
+        "does not fit atari/pong, whose obs",
+    ),
     (["env=atari/game", "env.kwargs.game=ALE/MsPacman-v5"], "is none of ALE's games: did you mean ms_pacman"),
     (["env=atari/pong", "env.backend=envpool"], "env.backend='envpool' must be one of gymnasium, ale_vector"),
     (["env.wrappers=[frame_stak]"], "env.wrappers[0]='frame_stak' is no wrapper of SuperSuit"),

@@ -36,7 +36,6 @@ from marl_memory_envs.stepping import (
     missing,
     worker_count,
 )
-from marl_memory_envs.wrapping import Wrapped
 
 Frame = dict[str, np.ndarray]
 """The entries of one vector step, each ``[N, …]``."""
@@ -667,6 +666,8 @@ def vector_env(
     except TypeError as error:
         raise ValueError(f"kwargs={dict(kwargs or {})} do not fit factory={label}: {error}") from error
     if wrappers:
+        from marl_memory_envs.wrapping import Wrapped  # SuperSuit takes its time to import
+
         make = Wrapped(make, wrappers)
     processes: Processes | None = None
     if stepping == "processes" and n_envs > 1:

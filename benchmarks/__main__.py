@@ -30,6 +30,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
     from benchmarks import (
         adamemento,
+        atari,
         cartpole,
         collection,
         end_to_end,
@@ -46,6 +47,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
 
     return {
         "collection": [collection.overheads, collection.fractions, collection.toy, collection.smax],
+        "atari": [atari.rows, atari.players, atari.replay],
         "update": [update.minibatches, update.advantages],
         "off_policy": [off_policy.updates, off_policy.value_updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],

@@ -63,11 +63,9 @@ def _tasks(folder: str) -> str:
     for file in sorted((CONFIGS / "env" / folder).rglob("*.yaml")):
         name = file.relative_to(CONFIGS / "env").with_suffix("").as_posix()
         config = _read_task(name)
-        made = config.get("factory") or config["_target_"]
-        if "map" in config:
-            made += f"(map={config['map']})"
+        made = config.get("factory") or config["_target_"] + (f"(map={config['map']})" if "map" in config else "")
         kwargs = ", ".join(f"{key}={value}" for key, value in (config.get("kwargs") or {}).items())
-        common = "common" if config.get("common_reward", True) else "each agent's own"
+        common = "common" if config.get("common_reward", "map" in config) else "each agent's own"
         rows.append((f"`{name}`", f"`{made}`", f"`{kwargs}`" if kwargs else "–", common))
     return _table(("`env=`", "made by", "`env.kwargs`", "reward"), rows)
 

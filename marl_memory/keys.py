@@ -44,10 +44,10 @@ class Keys:
 
     | attribute   | shape           | dtype   | meaning                                                               |
     |-------------|-----------------|---------|-----------------------------------------------------------------------|
-    | observation | ``[*B, A, F]``  | float32 | own observation; unequal agents are padded with zeros                 |
+    | observation | ``[*B, A, F]``  | float32 | own observation (pictures: uint8, flat); unequal ones padded with 0   |
     | action_mask | ``[*B, A, P]``  | bool    | allowed actions (discrete tasks only)                                 |
     | alive       | ``[*B, A]``     | bool    | whether the agent acts at this step                                   |
-    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations                        |
+    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations (pictures: uint8)      |
     | done        | ``[*B, 1]``     | bool    | the episode ended (terminated or truncated)                           |
     | terminated  | ``[*B, 1]``     | bool    | it ended in a terminal state: nothing to bootstrap                    |
     | truncated   | ``[*B, 1]``     | bool    | it was cut (time limit): bootstrap from the last state                |

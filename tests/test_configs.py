@@ -34,6 +34,7 @@ HANDED_OVER = {
     "in_features",
     "out_features",
     "output_gain",
+    "picture",
 }
 
 

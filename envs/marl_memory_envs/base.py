@@ -52,8 +52,9 @@ class AgentsEnv(EnvBase):
 
     def _make_specs(self) -> None:
         spec, n, a, Size = self.task_spec, self.n_envs, self.task_spec.n_agents, torch.Size
+        seen = torch.uint8 if spec.picture else torch.float32
         agents: dict[str, Any] = {
-            "observation": Unbounded(shape=Size((n, a, spec.observation_size)), dtype=torch.float32),
+            "observation": Unbounded(shape=Size((n, a, spec.observation_size)), dtype=seen),
             "alive": Categorical(2, shape=Size((n, a)), dtype=torch.bool),
             "discount": Bounded(0.0, 1.0, shape=Size((n, a, 1)), dtype=torch.float32),
         }
@@ -61,7 +62,7 @@ class AgentsEnv(EnvBase):
             agents["action_mask"] = Categorical(2, shape=Size((n, a, spec.action_size)), dtype=torch.bool)
         observation: dict[str, Any] = {
             spec.group: Composite(agents, shape=Size((n, a))),
-            "state": Unbounded(shape=Size((n, spec.state_size)), dtype=torch.float32),
+            "state": Unbounded(shape=Size((n, spec.state_size)), dtype=seen),
         }
         if spec.has_success:
             observation["success"] = Categorical(2, shape=Size((n, 1)), dtype=torch.bool)

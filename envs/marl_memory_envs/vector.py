@@ -52,6 +52,8 @@ _ROOT = ("state", "done", "terminated", "truncated", "success", "measures", "dro
 class VectorEnv(AgentsEnv):
     """N environments of one task, batch size ``[N]``; entries as in `marl_memory.keys.Keys`.
 
+    Where agents see pictures, these are the state too, all of them, whatever other state the environment has.
+
     An agent is *alive* at t when it acts at t: it is in ``env.agents``, none of its flags is set, and
     ``infos[agent]["alive"]``, where the environment gives it, is true.  An agent that is listed but not alive is sent
     action 0 (continuous: the action nearest to zero).  A dead agent has a zero observation, only action 0 in its mask
@@ -75,6 +77,7 @@ class VectorEnv(AgentsEnv):
             the agents: it must be truncated, and counts for nothing.
         action_embedding: see `TaskSpec`.
         max_episode_steps: the time limit that the environments themselves impose, in steps (checked, not imposed).
+        clip_rewards: learners read rewards clipped to ± this; reported returns are never clipped.
         group: the name of the agents' group in the TensorDict.
         stepping: ``serial`` steps one environment after another, ``threads`` and ``processes`` some on each of the
             workers; the numbers are the same. One environment alone is always stepped serially. In processes only
@@ -99,13 +102,14 @@ class VectorEnv(AgentsEnv):
         dropped: str | None = None,
         action_embedding: tuple[tuple[float, ...], ...] | None = None,
         max_episode_steps: int | None = None,
+        clip_rewards: float | None = None,
         group: str = "agents",
         stepping: str = "serial",
         workers: int | None = None,
     ) -> None:
         check_stepping(stepping, workers)
         agents = read_team(envs)
-        state_size = own_state_size(envs[0])
+        state_size = None if agents[0].picture else own_state_size(envs[0])
         width = max(agent.observation_size for agent in agents)
         spec = TaskSpec(
             name=name or str(envs[0]),
@@ -123,6 +127,9 @@ class VectorEnv(AgentsEnv):
             max_episode_steps=max_episode_steps,
             action_low=pad_bounds([agent.low for agent in agents]),
             action_high=pad_bounds([agent.high for agent in agents]),
+            picture=agents[0].picture,
+            frame_stack=envs[0].metadata.get("frame_stack", 1) if agents[0].picture else 1,
+            clip_rewards=clip_rewards,
             group=group,
         )
         super().__init__(spec, len(envs))
@@ -131,6 +138,7 @@ class VectorEnv(AgentsEnv):
         self.frames_per_second = float(envs[0].metadata.get("render_fps", self.frames_per_second))
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
+        self._shapes = [agent.shape for agent in agents]
         self._spaces = [{name: spaces_of(env, name) for name in self._agents} for env in envs]
         self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._team = list(spec.agents)
@@ -331,11 +339,13 @@ class VectorEnv(AgentsEnv):
         rows: Any = slice(None) if len(whole.rows) == self.n_envs else whole.rows
         count, spec = len(whole.rows), self.task_spec
         sizes = list(spec.observation_sizes)
-        if list(map(np.shape, whole.observations)) != [(size,) for size in sizes] * count:
+        if list(map(np.shape, whole.observations)) != self._shapes * count:
             for row, start in zip(whole.rows, range(0, len(whole.observations), len(sizes)), strict=True):
-                for name, size, value in zip(self._team, sizes, whole.observations[start:], strict=False):
-                    self._check_size(row, name, size, value)
-        if self._one_width:
+                for name, value in zip(self._team, whole.observations[start:], strict=False):
+                    self._check_size(row, self._agents[name], value)
+        if spec.picture:
+            self._write_pictures(frame, rows, whole.observations)
+        elif self._one_width:
             together = np.concatenate(whole.observations, dtype=np.float32, casting="same_kind")
             together = together.reshape(count, spec.n_agents, spec.observation_size)
             if count == self.n_envs:
@@ -354,6 +364,18 @@ class VectorEnv(AgentsEnv):
         frame["reward"][rows] = rewards[..., None]
         if count < self.n_envs:
             frame["alive"][rows] = True
+
+    def _write_pictures(self, frame: Frame, rows: Any, observations: Sequence[np.ndarray]) -> None:
+        """Write the pictures of whole teams."""
+        planes = self._agents[self._team[0]].planes
+        together = np.empty((len(observations), *(self.task_spec.picture or ())), dtype=np.uint8)
+        for place, picture in zip(together, observations, strict=True):
+            place[...] = planes(picture)
+        together = together.reshape(-1, self.task_spec.n_agents, self.task_spec.observation_size)
+        if len(together) == self.n_envs:
+            frame["observation"] = together
+        else:
+            frame["observation"][rows] = together
 
     def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
         """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
@@ -426,7 +448,9 @@ class VectorEnv(AgentsEnv):
             mask = info.get("action_mask") if info else None
             if agent.dict_observation:
                 value, mask = value["observation"], value["action_mask"]
-            self._check_size(row, name, agent.observation_size, value)
+            self._check_size(row, agent, value)
+            if agent.picture:
+                value = agent.planes(value).reshape(-1)
             index = agent.index
             observed[index, : agent.observation_size] = value
             if acts:
@@ -455,11 +479,12 @@ class VectorEnv(AgentsEnv):
                 )
             readable[agent.index] = False  # nothing to choose in a last state: the no-op of the dead
 
-    def _check_size(self, row: int, name: str, size: int, observation: Any) -> None:
+    def _check_size(self, row: int, agent: AgentSpaces, observation: Any) -> None:
         shape = np.shape(observation)
-        if shape != (size,):
+        if shape != agent.shape:
             seen = f"{shape[0]} numbers" if len(shape) == 1 else f"an array of shape {shape}"
-            raise ValueError(f"{self._where(row)}: agent {name!r} observes {seen}, not {size}")
+            right = agent.observation_size if len(agent.shape) == 1 else agent.shape
+            raise ValueError(f"{self._where(row)}: agent {agent.name!r} observes {seen}, not {right}")
 
     def _check_spaces(self, row: int) -> None:
         """An environment's spaces are those it was built with: what it gives would be misread by others."""
@@ -540,9 +565,12 @@ class VectorEnv(AgentsEnv):
         if spec.own_state:
             for row in rows:
                 frame["state"][row] = self.envs[row].state()
+        elif spec.picture:
+            frame["state"] = frame["observation"].reshape(self.n_envs, -1)  # the same bytes: pictures are large
         else:
             frame["state"] = frame["observation"].reshape(self.n_envs, -1).copy()
         checked = ("observation", "reward", "state") if spec.own_state else ("observation", "reward")
+        checked = ("reward",) if spec.picture else checked
         # The fastest sum that no infinite number leaves finite; that of finite ones can overflow.
         if not math.isfinite(sum(np.vdot(frame[key], frame[key]) for key in checked)):
             for key in checked:
@@ -592,12 +620,13 @@ def _stepping(envs: list[ParallelEnv[str, Any, Any]], team: list[str], kind: str
 def _template(spec: TaskSpec, n: int) -> Frame:
     """The entries before anything is written: everybody dead, nothing ended."""
     agents = spec.n_agents
+    seen = np.uint8 if spec.picture else np.float32
     frame: Frame = {
-        "observation": np.zeros((n, agents, spec.observation_size), dtype=np.float32),
+        "observation": np.zeros((n, agents, spec.observation_size), dtype=seen),
         "alive": np.zeros((n, agents), dtype=bool),
         "reward": np.zeros((n, agents, 1), dtype=np.float32),
         "discount": np.ones((n, agents, 1), dtype=np.float32),
-        "state": np.zeros((n, spec.state_size), dtype=np.float32),
+        "state": np.zeros((n, spec.state_size), dtype=seen),
         **{key: np.zeros((n, 1), dtype=bool) for key in ("done", "terminated", "truncated")},
     }
     if not spec.continuous:
@@ -640,8 +669,10 @@ def vector_env(
     common_reward: bool = False,
     success: str | None = None,
     max_episode_steps: int | None = None,
+    clip_rewards: float | None = None,
     group: str = "agents",
     kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Any] = (),
     stepping: str = "serial",
     workers: int | None = None,
 ) -> VectorEnv:
@@ -651,8 +682,9 @@ def vector_env(
         factory: a function that returns a new ParallelEnv, or where to import it from: ``"package.module:function"``.
         n_envs: N, how many environments are stepped together.
         seed: the run's seed; every environment gets one of its own, derived from it.
-        name, common_reward, success, max_episode_steps, group, stepping, workers: see `VectorEnv`.
+        name, common_reward, success, max_episode_steps, clip_rewards, group, stepping, workers: see `VectorEnv`.
         kwargs: what the factory is called with.
+        wrappers: SuperSuit's wrappers to put around each, the first inmost; see `marl_memory_envs.wrapping.Wrapped`.
 
     Raises:
         ValueError: for a factory that is not ``module:function``, names nothing, makes no ParallelEnv, or can not be
@@ -668,6 +700,10 @@ def vector_env(
         inspect.signature(make).bind(**(kwargs or {}))
     except TypeError as error:
         raise ValueError(f"kwargs={dict(kwargs or {})} do not fit factory={label}: {error}") from error
+    if wrappers:
+        from marl_memory_envs.wrapping import Wrapped  # SuperSuit takes its time to import
+
+        make = Wrapped(make, wrappers)
     processes: Processes | None = None
     if stepping == "processes" and n_envs > 1:
         processes = Processes(make, kwargs or {}, n_envs, workers=worker_count(n_envs, workers), label=label)
@@ -679,6 +715,7 @@ def vector_env(
             common_reward=common_reward,
             success=success,
             max_episode_steps=max_episode_steps,
+            clip_rewards=clip_rewards,
             group=group,
             stepping=stepping,
             workers=workers,

@@ -65,6 +65,10 @@ PACKAGES = (
     "box2d",
     "mujoco",
     "gymnasium-robotics",
+    "supersuit",
+    "ale-py",
+    "multi-agent-ale-py",
+    "opencv-python-headless",
 )
 """What a run's numbers may depend on."""
 
@@ -77,7 +81,11 @@ TRAINING = ("threads", "n_envs", "keep_checkpoints")
 
 HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).parameters if name != "self")
 
-BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
+BUILT = {
+    "env": ("n_envs", "seed"),
+    "algorithm": ("spec", "network", "seed"),
+    "network": (*HANDED_TO_BODY, "picture"),  # the picture's size, to bodies that take it
+}
 """Parameters of a section's target that the run hands over."""
 
 BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "feature_size")
@@ -119,8 +127,31 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
             f"algorithm: {target.__name__} learns {' and '.join(sorted(target.actions))} actions, those of "
             f"{spec.name} are {kind}: choose algorithm={' or '.join(algorithms_for(kind)) or 'another'}"
         )
-    body = instantiate("network", config["network"], later=HANDED_TO_BODY)
+    body = _make_body(config["network"], spec)
     return instantiate("algorithm", config["algorithm"], spec=spec, network=body, seed=config["seed"])
+
+
+def _make_body(node: Mapping[str, Any], spec: TaskSpec) -> Body:
+    """The maker of bodies that ``config["network"]`` names.
+
+    Raises:
+        ValueError: if it does not read what the task's agents observe: pictures, or vectors.
+    """
+    if _reads_pictures(node) == (spec.picture is not None):
+        return instantiate("network", node, later=HANDED_TO_BODY, **({"picture": spec.picture} if spec.picture else {}))
+    from omegaconf import OmegaConf
+
+    nodes: dict[str, Any] = {f.stem: OmegaConf.load(f) for f in sorted((config_dir() / "network").glob("*.yaml"))}
+    fit = [name for name, other in nodes.items() if _reads_pictures(other) == (spec.picture is not None)]
+    seen = f"pictures {list(spec.picture)} (channels, height, width)" if spec.picture else "no pictures"
+    raise ValueError(
+        f"network._target_={node['_target_']} reads {'vectors' if spec.picture else 'pictures'}, but {spec.name} shows "
+        f"{seen}: choose network={' or '.join(fit)}"
+    )
+
+
+def _reads_pictures(node: Mapping[str, Any]) -> bool:
+    return "picture" in inspect.signature(locate("network", node)).parameters
 
 
 def _algorithm_class(config: Mapping[str, Any]) -> type[Algorithm]:

@@ -115,10 +115,13 @@ class CNN(nn.Module):
             activation=activation,
             layer_norm=layer_norm,
         )
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.hidden_size = ACTIVATIONS[activation], self.head.hidden_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks.
+
+        For ``hidden`` see `MLP`.
+        """
         batch = x.shape[:-2] if self.banks > 1 else x.shape[:-1]
         rows = x.reshape(-1, self.banks, x.shape[-1])
         planes, height, width = self.picture
@@ -129,7 +132,7 @@ class CNN(nn.Module):
         y = y.reshape(-1, self.banks, self.seen)
         if self.pixels < x.shape[-1]:
             y = torch.cat([y, rows[..., self.pixels :].to(y.dtype)], dim=-1)
-        return self.head(y).reshape(*batch, *([self.banks] if self.banks > 1 else []), -1)
+        return self.head(y, hidden).reshape(*batch, *([self.banks] if self.banks > 1 else []), -1)
 
     @property
     def _dtype(self) -> torch.dtype:

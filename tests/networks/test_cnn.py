@@ -102,6 +102,16 @@ def test_weights_are_orthogonal_and_drawn_from_the_generator_given() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("banks", [1, 2])
+def test_what_the_last_layer_reads_is_left_where_asked(banks: int) -> None:
+    network, x = body(banks=banks), seen(5, 2)
+    left = torch.full((5, 2, network.hidden_size), torch.nan)
+    output = network(x, hidden=left)
+    last = network.head.layers[-1]
+    weight = last.weight if banks > 1 else last.weight.T
+    torch.testing.assert_close((left.unsqueeze(-2) @ weight).squeeze(-2) + last.bias.reshape(-1, 5), output)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_actor_keeps_pictures_as_bytes(shared: bool) -> None:
     task = spec()

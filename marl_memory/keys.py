@@ -44,10 +44,10 @@ class Keys:
 
     | attribute   | shape           | dtype   | meaning                                                               |
     |-------------|-----------------|---------|-----------------------------------------------------------------------|
-    | observation | ``[*B, A, F]``  | float32 | own observation; unequal agents are padded with zeros                 |
+    | observation | ``[*B, A, F]``  | float32 | own observation (pictures: uint8, flat); unequal ones padded with 0   |
     | action_mask | ``[*B, A, P]``  | bool    | allowed actions (discrete tasks only)                                 |
     | alive       | ``[*B, A]``     | bool    | whether the agent acts at this step                                   |
-    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations                        |
+    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations (pictures: uint8)      |
     | done        | ``[*B, 1]``     | bool    | the episode ended (terminated or truncated)                           |
     | terminated  | ``[*B, 1]``     | bool    | it ended in a terminal state: nothing to bootstrap                    |
     | truncated   | ``[*B, 1]``     | bool    | it was cut (time limit): bootstrap from the last state                |
@@ -61,6 +61,8 @@ class Keys:
     | reward      | ``[*B, A, 1]``  | float32 | reward of each agent; equal for all where it is common                |
     | discount    | ``[*B, A, 1]``  | float32 | 0 where this agent's return ends with no bootstrap, else 1            |
     | success     | ``[*B, 1]``     | bool    | the episode was won (only tasks whose spec has it)                    |
+    | measures    | ``[*B, M]``     | float32 | what an episode's end tells beside (only tasks whose spec names them) |
+    | dropped     | ``[*B, 1]``     | bool    | the episode broke off and counts for nothing (see `TaskSpec`)         |
 
     Written by the policy: ``action`` (``[*B, A]`` int64, or ``[*B, A, P]`` float32) and ``log_prob`` (``[*B, A]``).
 
@@ -110,6 +112,8 @@ class Keys:
     terminated: str = field(init=False, default="terminated")
     truncated: str = field(init=False, default="truncated")
     success: str = field(init=False, default="success")
+    measures: str = field(init=False, default="measures")
+    dropped: str = field(init=False, default="dropped")
 
     learn: str = field(init=False, default="learn")
     learn_reward: tuple[str, ...] = field(init=False, default=("learn", "reward"))

@@ -82,6 +82,18 @@ KEYS = [
     (["algorithm=mapo"], "algorithm=mapo does not exist: did you mean mappo?"),
     (["experiment=quickstar"], "experiment=quickstar does not exist: did you mean quickstart?"),
     (["network=lstm"], "network=lstm does not exist: known are mlp"),
+    (["network=nature_cnn"], "reads pictures, but toy/masked_duel shows no pictures: choose network=mlp"),
+    (
+        ["env=atari/pong", "network=mlp"],
+        "reads vectors, but atari/pong shows pictures [4, 84, 84] (channels, height, width): choose network=nature_cnn",
+    ),
+    (
+        ["env=atari/pong", "algorithm=ppo", "algorithm.normalise_observations=true"],
+        "does not fit atari/pong, whose obs",
+    ),
+    (["env=atari/game", "env.kwargs.game=ALE/MsPacman-v5"], "is none of ALE's games: did you mean ms_pacman"),
+    (["env=atari/pong", "env.backend=envpool"], "env.backend='envpool' must be one of gymnasium, ale_vector"),
+    (["env.wrappers=[frame_stak]"], "env.wrappers[0]='frame_stak' is no wrapper of SuperSuit"),
     (["memory=[mnemo]"], "memory=mnemo does not exist"),
     (["algoritm=mappo"], "algoritm is unknown, nothing reads it: did you mean algorithm?"),
     (["experimnt=quickstart"], "experimnt is unknown, nothing reads it: did you mean experiment?"),

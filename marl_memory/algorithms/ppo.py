@@ -189,7 +189,7 @@ class PPO(OnPolicyAlgorithm):
 
     def derive_rewards(self, batch: TensorDictBase) -> None:
         """Write ``learn_reward``: the environment's reward, divided by the deviation of its discounted sum if asked."""
-        reward, scaled = batch.get(("next", *self.keys.reward)), batch.get(self.keys.learn_reward)
+        reward, scaled = self.clipped_rewards(batch), batch.get(self.keys.learn_reward)
         if self.return_moments is None:
             scaled.copy_(reward)
             return

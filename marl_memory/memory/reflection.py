@@ -6,17 +6,18 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
 
 from marl_memory.functional.returns import masked_mean
 from marl_memory.keys import Entries, Entry
-from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
+from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
 from marl_memory.memory.reflecting import Networks, reflection_loss
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.threshold import Threshold
 from marl_memory.memory.trajectories import Finished, Trajectories
+from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
@@ -79,6 +80,7 @@ class Reflection(MemoryOperator):
         lr: Adam's step size.
         batches, batch_size: gradient steps at the end of every iteration, and team rows of each.
         kappa, kappa_schedule, kappa_final, kappa_quantile: see `Threshold`.
+        gamma: the host's γ, by which its critic judges what memory did (`metrics`); nothing else depends on it.
         strength, strength_final: see `MemoryOperator`.
 
     Raises:
@@ -108,7 +110,7 @@ class Reflection(MemoryOperator):
         blame_steps: int = 20,
         blame_decay: float = 0.9,
         balance: float = 0.5,
-        hidden: tuple[int, ...] = (256, 256),
+        hidden: tuple[int, ...] = (128, 128),
         members: int = 2,
         lr: float = 3e-4,
         batches: int = 64,
@@ -117,6 +119,7 @@ class Reflection(MemoryOperator):
         kappa_schedule: Literal["constant", "linear", "adaptive"] = "constant",
         kappa_final: float | None = None,
         kappa_quantile: float = 0.5,
+        gamma: float = 0.99,
         strength: float = 1.0,
         strength_final: float | None = None,
     ) -> None:
@@ -136,7 +139,9 @@ class Reflection(MemoryOperator):
         self.blame_steps, self.blame_decay = blame_steps, blame_decay
         self.batches, self.batch_size = batches, batch_size
         self.writes_on = "collection" if off_policy else "update"
-        self.greedy = False
+        self.greedy, self.gamma, self.off_policy = False, gamma, off_policy
+        self._fresh: TensorDictBase | None = None
+        self.register_buffer("judged", torch.zeros(2, dtype=torch.int64))
         self.scope = Scope(scope or "shared", spec)
         rows = capacity // (2 * spec.n_agents)
         if rows < 1:
@@ -177,11 +182,16 @@ class Reflection(MemoryOperator):
         self.in_keys = [k.observation, k.alive, k.action, *([] if spec.continuous else [k.action_mask])]
         self.out_keys = [k.action, *self._entries]
         self.write_keys = [*self.trajectories.write_keys, k.confidence]
+        if off_policy:  # and what the host's critic reads, before and after
+            self.write_keys += [k.taken, k.state, ("next", *k.discount)]
+            self.write_keys += [("next", *key) for key in (k.observation, k.alive, *self.in_keys[3:])]
 
     ready: Tensor
     """``[A]`` bool: of this agent successes and failures were learnt."""
     settled: Tensor
     """``[]``: vector steps that the scales of observations are of."""
+    judged: Tensor
+    """``[2]``: of memory's actions those that were no worse than the policy by a replay host's critic, and all."""
     said: Tensor
     rejected: Tensor
     """``[]``: episodes that were refused because something in them was not finite."""
@@ -239,9 +249,8 @@ class Reflection(MemoryOperator):
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
         seen = self.networks.seen(td.get(k.observation))
-        policy = self.networks.prediction(seen, None if self.spec.continuous else td.get(k.action_mask))
-        mode = policy.mode
-        logit = self.networks.confidence(seen, mode).amin(-1)
+        policy, mode, logits = self.networks.both(seen, None if self.spec.continuous else td.get(k.action_mask))
+        logit = logits.amin(-1)
         weight = torch.where((logit > self.threshold.logit) & alive & self.ready, self.strength, 0.0)
         if self.greedy or self.strength == 1:
             taken = weight > 0
@@ -249,12 +258,28 @@ class Reflection(MemoryOperator):
             taken = torch.rand(weight.shape, generator=self.generator) < weight
         action = mode if self.greedy else policy.draw(self.generator)
         where = taken.unsqueeze(-1) & self.networks.vectors.valid if self.spec.continuous else taken
-        put(td, k.action, torch.where(where, action, td.get(k.action)))
-        for key, value in ((k.taken, taken), (k.act_weight, weight), (k.confidence, logit.sigmoid())):
-            put(td, key, value)
-        for name, value in policy.parameters.items():
-            put(td, k.memory_policy(name), value)
-        return td
+        return self._tell(
+            td,
+            torch.where(where, action, td.get(k.action)),
+            {"taken": taken, "weight": weight, "confidence": logit.sigmoid()},
+            policy.parameters,
+        )
+
+    def _tell(
+        self, td: TensorDictBase, action: Tensor, numbers: dict[str, Tensor], parameters: dict[str, Tensor]
+    ) -> TensorDictBase:
+        """Set the action and what stands under ``act``: at once where nothing is to be put into room that was made."""
+        k = self.spec.keys
+        if td.is_locked:
+            put(td, k.action, action)
+            for name, value in numbers.items():
+                put(td, ("act", name), value)
+            for name, value in parameters.items():
+                put(td, k.memory_policy(name), value)
+            return td
+        td.get(k.group).set(k.action[-1], action)
+        policy = TensorDict._new_unsafe(source=dict(parameters), batch_size=td.batch_size)
+        return td.set("act", TensorDict._new_unsafe(source={**numbers, "policy": policy}, batch_size=td.batch_size))
 
     # --------------------------------------------------------------------------------------------------------- remember
 
@@ -263,6 +288,8 @@ class Reflection(MemoryOperator):
         """Take in steps ``[T, N]``, and remember the episodes that ended well or badly."""
         k = self.spec.keys
         self.threshold.take(td.get(k.confidence)[td.get(k.alive) & self.ready])
+        if self.off_policy and bool((done := td.get(k.taken).any(-1)).any()):
+            self._fresh = td[done]
         ended = self.trajectories.write(td)
         if ended is None:
             return
@@ -285,8 +312,10 @@ class Reflection(MemoryOperator):
     def _offer(self, store: OutcomeStore, episodes: Finished, count: Tensor, score: Tensor) -> None:
         """Offer the last ``count`` ``[E]`` steps of ``episodes``, but not of those in which something is not finite."""
         rows, which, follow = self.trajectories.steps(episodes, count)
-        real = [x for x in rows.values() if x.is_floating_point()]
-        wrong = ~torch.stack([x.flatten(1).isfinite().all(1) for x in real]).all(0)
+        wrong = torch.zeros_like(which, dtype=torch.bool)
+        for x in rows.values():
+            if x.is_floating_point():
+                wrong |= ~x.flatten(1).isfinite().all(1)
         finite = torch.bincount(which[wrong], minlength=len(count)) == 0
         self.rejected += (~finite).sum()
         if not bool(finite.any()):
@@ -306,6 +335,18 @@ class Reflection(MemoryOperator):
             )
         )
 
+    @torch.no_grad()
+    def refresh(self, bootstrap: Bootstrap) -> None:
+        r"""On hosts with a replay, judge what memory just did: $r + \gamma\, d\, V(s') \ge V(s)$, by their critic."""
+        rows, self._fresh = self._fresh, None
+        if rows is None:
+            return
+        k, after = self.spec.keys, rows.get("next")
+        ahead = rows.get(("next", *k.discount)).squeeze(-1) * bootstrap(after).amin(-1)
+        gain = rows.get(("next", *k.reward)).squeeze(-1) + self.gamma * ahead - bootstrap(rows).amin(-1)
+        right = (gain >= 0)[rows.get(k.taken)]
+        self.judged += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
+
     def cut_episodes(self) -> None:
         """See `MemoryOperator.cut_episodes`."""
         self.trajectories.drop_running()
@@ -315,6 +356,7 @@ class Reflection(MemoryOperator):
     def learn(self) -> dict[str, Tensor]:
         """Train P, and C where there is a failure, on ``batches`` batches."""
         self._settle()
+        self.judged.zero_()
         if int(self.successes.held.sum()) < self.least:
             return {}
         reports: list[dict[str, Tensor]] = []
@@ -369,28 +411,32 @@ class Reflection(MemoryOperator):
 
     def _losses(self, succeeded: TensorDictBase, failed: TensorDictBase | None) -> dict[str, Tensor]:
         """L_P, and where there is a failure L_C; of a joint judge also what the others learn from it."""
-        net, observed = self.networks, self.networks.seen(succeeded.get("observation"))
-        policy = net.prediction(observed, succeeded.get("action_mask", None))
+        policy, logits = self._read(succeeded)
         share = _mean_1(succeeded.get("share")).unsqueeze(-1)
-        density = net.log_density(policy, succeeded.get("action"))
+        density = self.networks.log_density(policy, succeeded.get("action"))
         losses = {"loss/prediction": -masked_mean(share * density, succeeded.get("alive"))}
         if failed is None:
             return losses
-        terms = [self._judge(succeeded, observed, 1.0, self.balance)]
-        terms.append(self._judge(failed, net.seen(failed.get("observation")), 0.0, 1 - self.balance))
-        for name in terms[0]:
-            losses[f"loss/{name}"] = terms[0][name] + terms[1][name]
-        return losses
+        halves = (
+            self._judge(succeeded, logits, 1.0, self.balance),
+            self._judge(failed, self._read(failed)[1], 0.0, 1 - self.balance),
+        )
+        return losses | {f"loss/{name}": halves[0][name] + halves[1][name] for name in halves[0]}
 
-    def _judge(self, rows: TensorDictBase, seen: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
+    def _read(self, rows: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """P at ``rows`` ``[R]``, and the logits of C ``[R, A, E]`` for what was done there."""
+        seen = self.networks.seen(rows.get("observation"))
+        policy, _, logits = self.networks.both(seen, rows.get("action_mask", None), rows.get("action"))
+        return policy, logits
+
+    def _judge(self, rows: TensorDictBase, logits: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
         """One half of L_C, times ``part``: of rows that all ended well (``outcome`` 1) or badly (0)."""
-        net, alive, action = self.networks, rows.get("alive"), rows.get("action")
+        net, alive = self.networks, rows.get("alive")
         weight = part * _mean_1(rows.get("weight")).unsqueeze(-1)
-        logits = net.confidence(seen, action)
         if net.team is None:
             loss = reflection_loss(logits, torch.full(alive.shape, outcome), weight)
             return {"reflection": masked_mean(loss, alive)}
-        team = net.team_confidence(rows.get("state"), action, alive)
+        team = net.team_confidence(rows.get("state"), rows.get("action"), alive)
         joint = reflection_loss(team, torch.full(team.shape[:-1], outcome), weight)
         told = reflection_loss(logits, team.detach().sigmoid().expand_as(logits), weight)
         return {"reflection": joint.mean(), "distillation": masked_mean(told, alive)}
@@ -437,6 +483,8 @@ class Reflection(MemoryOperator):
         target = td.get(k.value_target, None)
         if target is not None and bool(taken.any()):
             found["included"] = ((target - td.get(k.value))[..., 0] >= 0)[taken].float().mean()
+        if int(self.judged[1]) > 0:
+            found["included"] = self.judged[0] / self.judged[1]
         return found
 
 

@@ -41,6 +41,11 @@ class Finished(NamedTuple):
         return Finished(*(None if x is None else x[which] for x in self))  # pyright: ignore[reportArgumentType]
 
 
+def picture_of(spec: TaskSpec) -> tuple[int, int, int] | None:
+    """Channels, height and width of what agents see, where that is a picture, in bytes."""
+    return getattr(spec, "picture", None)
+
+
 class Trajectories(nn.Module):
     """The latest steps of N environments, so that an episode is known as a whole when it ends.
 
@@ -61,15 +66,16 @@ class Trajectories(nn.Module):
         self.spec, self.n_envs, self.batch_steps, self.horizon = spec, n_envs, batch_steps, horizon
         self.size = horizon + batch_steps
         k, a, p = spec.keys, spec.n_agents, spec.action_size
+        seen = None if picture_of(spec) is None else torch.uint8
         self.entries: dict[str, Entry] = {
-            "observation": Entry((a, spec.observation_size)),
+            "observation": Entry((a, spec.observation_size), seen),
             "action": Entry((a, p)) if spec.continuous else Entry((a,), torch.int64),
             "alive": Entry((a,), torch.bool),
         }
         if not spec.continuous:
             self.entries["action_mask"] = Entry((a, p), torch.bool)
         if state:
-            self.entries["state"] = Entry((spec.state_size,))
+            self.entries["state"] = Entry((spec.state_size,), seen)
         """What is known of a step, by name: also what `steps` gives."""
         for name, entry in self.entries.items():
             self.register_buffer(name, entry.zeros((self.size, n_envs), torch.float32))

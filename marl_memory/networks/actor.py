@@ -16,7 +16,7 @@ from marl_memory.spec import TaskSpec
 
 
 class Body(Protocol):
-    """Makes a network body: `MLP` with its architecture already chosen (``functools.partial``)."""
+    """Makes a network body: `MLP`, or for pictures `CNN`, its architecture already chosen (``functools.partial``)."""
 
     def __call__(
         self, in_features: int, out_features: int, *, banks: int, output_gain: float, generator: Generator
@@ -41,7 +41,8 @@ class AgentInput(nn.Module):
         indicate: whether agents that share parameters are told apart.
 
     Raises:
-        ValueError: if agents that differ in size are to share parameters and not to be told apart.
+        ValueError: if agents that differ in size are to share parameters and not to be told apart, or pictures are to
+            be normalised.
     """
 
     def __init__(self, spec: TaskSpec, *, share_parameters: bool, normalise: bool, indicate: bool = True) -> None:
@@ -54,10 +55,17 @@ class AgentInput(nn.Module):
                 f"algorithm.agent_indicator=false does not fit {spec.name}, whose agents differ (observations "
                 f"{spec.observation_sizes}, actions {spec.action_sizes}): set it to true, or share no parameters"
             )
+        if normalise and spec.picture:
+            raise ValueError(
+                f"algorithm.normalise_observations=true does not fit {spec.name}, whose observations are pictures: set "
+                "it to false (networks divide pictures by 255 themselves)"
+            )
         indicate = indicate and share_parameters and spec.n_agents > 1
         self.banks = 1 if share_parameters else spec.n_agents
         self.features = spec.observation_size + (spec.n_agents if indicate else 0)
-        self.register_buffer("indicator", torch.eye(spec.n_agents) if indicate else None, persistent=False)
+        # Of the pictures' own type, so that these stay bytes on their way to the network.
+        eye = torch.eye(spec.n_agents, dtype=torch.uint8 if spec.picture else None)
+        self.register_buffer("indicator", eye if indicate else None, persistent=False)
         self.moments = RunningMoments(self.banks, spec.observation_size) if normalise else None
         self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
 

@@ -150,6 +150,7 @@ class OffPolicyIteration:
             learn_entries=algorithm.learn_entries | memory.entries,
             keys=env.task_spec.keys,
             seed=derive_seed(seed, "replay"),
+            frame_stack=env.task_spec.frame_stack if env.task_spec.picture else None,
             folder=folder if settings.storage == "memmap" else None,
         )
         self.parts: dict[str, str] = {}

@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 def load(name: str) -> dict[str, Any]:
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert config.pop("_target_") == ADAPTER
+    config.pop("defaults", None)
     return config
 
 

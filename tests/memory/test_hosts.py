@@ -41,14 +41,24 @@ GRADIENT = ["memory=[mnemo_gradient]", "memory.mnemo_gradient.min_rows=16"]
 SIL = ["memory=[sil]"]
 RETURNS = ["memory=[return_memory]", "memory.return_memory.min_rows=16"]
 NOVELTY = ["memory=[coarse_fine]", "memory.coarse_fine.hidden=[16]", "memory.coarse_fine.batches=4"]
+REFLECTION = [
+    "memory=[reflection]",
+    "memory.reflection.least=1",
+    "memory.reflection.kappa=0.3",
+    "memory.reflection.hidden=[16]",
+    "memory.reflection.batches=2",
+    "memory.reflection.upper=0.6",
+    "memory.reflection.lower=0.4",
+]
 STRENGTH = {
+    "reflection": "effective_strength",
     "mnemo_region": "omega",
     "mnemo_gradient": "beta",
     "sil": "effective_strength",
     "return_memory": "effective_strength",
     "coarse_fine": "bonus",
 }
-USED = ("sil", "return_memory", "coarse_fine")
+USED = ("sil", "return_memory", "reflection", "coarse_fine")
 """Memories that report how many rows they used."""
 OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3", "dqn", "idqn")
 
@@ -109,8 +119,8 @@ def run(folder: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], list[di
 
 
 def assert_used(rows: list[dict[str, str]], memory: str) -> None:
-    """Rows were held, and memory acted, at two checkpoints."""
-    for frames in ("256", "512"):
+    """Rows were held, and memory acted, at two checkpoints; of episodes it has to see some first."""
+    for frames in ("512",) if memory == "reflection" else ("256", "512"):
         row = next(row for row in rows if row["frames"] == frames)
         assert float(row[f"memory/{memory}/rows"]) > 0
         assert float(row[f"memory/{memory}/{STRENGTH[memory]}"]) > 0, row
@@ -142,6 +152,10 @@ TOYS = [
     ("ppo", "toy/masked_duel", NOVELTY),
     ("mappo", "toy/rendezvous", NOVELTY),
     ("td3", "toy/rendezvous", NOVELTY),
+    ("mappo", "toy/masked_duel", REFLECTION),
+    pytest.param("ippo", "toy/rendezvous", REFLECTION, marks=pytest.mark.slow),
+    pytest.param("idqn", "toy/masked_duel", REFLECTION, marks=pytest.mark.slow),
+    ("matd3", "toy/rendezvous", REFLECTION),
 ]
 
 

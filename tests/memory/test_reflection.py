@@ -78,9 +78,9 @@ def test_the_confidence_is_the_share_of_successes() -> None:
     spec = task(1, actions=3, continuous=False)
     operator = memory(
         spec,
-        batches=400,
+        batches=300,
         batch_size=256,
-        lr=3e-3,
+        lr=1e-2,
         members=3,
         kappa=0.6,
         upper=0.8,
@@ -100,18 +100,15 @@ def test_the_confidence_is_the_share_of_successes() -> None:
         operator.write(td)
     assert operator.outcomes.seen.tolist()[0] == 600
     operator.learn()
-    seen = operator.networks.seen(place.expand(1, 1, 3, 2).reshape(3, 1, 2))
-    found = operator.networks.confidence(seen, torch.arange(3).view(3, 1)).sigmoid().mean(-1).flatten()
+    seen, mask = operator.networks.seen(torch.ones(3, 1, 2)), torch.ones(3, 1, 3, dtype=torch.bool)
+    policy, _, logits = operator.networks.both(seen, mask, torch.arange(3).view(3, 1))
     counts = [
         store.get_buffer("action")[store.owner >= 0].flatten().bincount(minlength=3).double() / len(store)
         for store in (operator.successes, operator.failures)
     ]
+    found = logits.sigmoid().mean(-1).flatten()
     torch.testing.assert_close(found.double(), counts[0] / (counts[0] + counts[1]), atol=0.05, rtol=0)
-    mask = torch.ones(1, 1, 3, dtype=torch.bool)
-    policy = (
-        operator.networks.prediction(operator.networks.seen(place[0]), mask).parameters["log_probs"].exp().flatten()
-    )
-    torch.testing.assert_close(policy.double(), counts[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(policy.parameters["log_probs"][0].exp().flatten().double(), counts[0], atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("balance", [0.25, 0.5])
@@ -120,16 +117,15 @@ def test_the_two_halves_by_hand(balance: float) -> None:
     succeeded, failed = next(operator._batches())
     assert (len(succeeded), len(failed)) == (round(balance * 40), 40 - round(balance * 40))
     terms, net = operator._losses(succeeded, failed), operator.networks
-    logits = [net.confidence(net.seen(x.get("observation")), x.get("action"))[:, 0] for x in (succeeded, failed)]
+    logits = [net.both(net.seen(x.get("observation")), None, x.get("action"))[2][:, 0] for x in (succeeded, failed)]
     weight = failed.get("weight") / failed.get("weight").mean()
     expected = -balance * logits[0].sigmoid().log().mean()
     expected -= (1 - balance) * (weight.unsqueeze(-1) * (-logits[1]).sigmoid().log()).mean()
     torch.testing.assert_close(terms["loss/reflection"], expected)
     assert len(weight.unique()) > 1  # the last steps of a lost episode count more
     share = (succeeded.get("share") / succeeded.get("share").mean()).unsqueeze(-1)
-    density = net.prediction(net.seen(succeeded.get("observation")), None).log_density(
-        torch.atanh(succeeded.get("action"))
-    )
+    policy, *_ = net.both(net.seen(succeeded.get("observation")), None)
+    density = policy.log_density(torch.atanh(succeeded.get("action")))
     torch.testing.assert_close(terms["loss/prediction"], -(share * density).mean(), rtol=1e-4, atol=1e-4)
 
 
@@ -144,6 +140,7 @@ def test_better_successes_count_more() -> None:
 def test_without_failures_the_judges_learn_nothing_and_memory_does_not_act() -> None:
     spec = task()
     operator = memory(spec, lower=0.0)
+    assert operator.networks.judges is not None
     before = {name: p.clone() for name, p in operator.networks.judges.named_parameters()}
     for i in range(4):
         td = batch(spec, i)
@@ -180,7 +177,8 @@ def test_a_teams_judge_tells_the_agents_what_it_knows() -> None:
     alive, net = torch.ones(4, 2, dtype=torch.bool), operator.networks
     joint = net.team_confidence(torch.ones(4, 4), pairs, alive).sigmoid().mean(-1).flatten()
     assert joint[[0, 3]].min() > 0.9 and joint[[1, 2]].max() < 0.1
-    alone = net.confidence(net.seen(torch.ones(4, 2, 2)), pairs).sigmoid()
+    allowed = torch.ones(4, 2, 2, dtype=torch.bool)
+    alone = net.both(net.seen(torch.ones(4, 2, 2)), allowed, pairs)[2].sigmoid()
     torch.testing.assert_close(alone, torch.full_like(alone, 0.5), atol=0.15, rtol=0)
 
 
@@ -225,7 +223,7 @@ def test_the_least_of_the_ensemble_counts() -> None:
     operator, td = taught(memory(spec, members=3, kappa=0.01)), batch(spec, 51)
     net = operator.networks
     seen = net.seen(td.get(K.observation))
-    each = net.confidence(seen, net.prediction(seen, None).mode).sigmoid()
+    each = net.both(seen, None)[2].sigmoid()
     assert each.shape[-1] == 3 and (each[..., 0] != each[..., 1]).all()
     torch.testing.assert_close(operator(td.clone()).get(K.confidence), each.amin(-1))
 
@@ -298,8 +296,7 @@ def trained(host: PPO, operators: Memory, steps: int = 5) -> list[dict[str, Tens
     return losses
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(("name", "scope"), zip(HOSTS, SCOPES, strict=True))
 @pytest.mark.parametrize("continuous", [False, True])
 def test_off_or_empty_it_is_the_host_bit_for_bit(name: str, scope: str, continuous: bool) -> None:
     spec = task(2, actions=(3, 2), continuous=continuous)
@@ -337,7 +334,7 @@ def test_log_probabilities_are_exact(continuous: bool) -> None:
         assert torch.equal(td.get(K.log_prob)[~taken], sampled[~taken])
     net = operator.networks
     mask = None if continuous else td.get(K.action_mask)
-    own = net.prediction(net.seen(td.get(K.observation)), mask).log_prob(action)
+    own = net.both(net.seen(td.get(K.observation)), mask)[0].log_prob(action)
     weight = 0.6 * (td.get(K.confidence) > 0.3)
     expected = (weight * own.exp() + (1 - weight) * policy.exp()).log()
     torch.testing.assert_close(td.get(K.behaviour_log_prob), expected, rtol=1e-4, atol=1e-4)
@@ -371,12 +368,13 @@ def test_where_memory_acted_the_policys_loss_has_no_gradient() -> None:
 
 def test_advantages_are_corrected_where_memory_acted_only() -> None:
     spec = task(2)
-    host, operator = host_of(spec, normalise_advantages=False, value_norm=False), taught(memory(spec, kappa=0.45))
+    host, operator = host_of(spec, normalise_advantages=False, value_norm=False), taught(memory(spec, strength=0.5))
     td = collected(host, Memory([("own", operator)]), 62)
     host.derive_rewards(td)
     host.compute_advantages(td)
     taken, policy = td.get(K.taken), host.actor.distribution(td).log_prob(td.get(K.action))
-    own = operator.networks.prediction(operator.networks.seen(td.get(K.observation)), None).log_prob(td.get(K.action))
+    net = operator.networks
+    own = net.both(net.seen(td.get(K.observation)), None)[0].log_prob(td.get(K.action))
     ratio = torch.where(taken, (policy - own).exp().clamp(max=1), 1.0)
     assert (ratio < 1).any()
     value, following = td.get(K.value)[..., 0], td.get(K.next_value)[..., 0]
@@ -390,7 +388,7 @@ def test_advantages_are_corrected_where_memory_acted_only() -> None:
 
 def test_advantages_are_normalised_over_what_the_policy_did() -> None:
     spec = task(2)
-    host, operator = host_of(spec), taught(memory(spec, kappa=0.45))
+    host, operator = host_of(spec), taught(memory(spec, strength=0.5))
     td = collected(host, Memory([("own", operator)]), 62)
     host.derive_rewards(td)
     host.compute_advantages(td)
@@ -413,7 +411,7 @@ def test_a_batch_that_memory_took_whole_leaves_finite_numbers() -> None:
 @pytest.mark.parametrize("continuous", [False, True])
 def test_cloning_is_memorys_policy_where_it_acted(continuous: bool) -> None:
     spec = task(2, actions=(3, 2), continuous=continuous)
-    host, operator = host_of(spec, minibatches=1), taught(memory(spec, kappa=0.45))
+    host, operator = host_of(spec, minibatches=1), taught(memory(spec, strength=0.5))
     copy = Cloning(spec=spec, coefficient=0.7, strength=0.5)
     td = collected(host, Memory([("own", operator), ("copy", copy)]), 64)
     host.derive_rewards(td)
@@ -482,7 +480,7 @@ def test_a_task_that_never_fails_or_never_succeeds_is_said_once(never: str) -> N
 
 def test_metrics_tell_what_memory_did() -> None:
     spec = task(2)
-    host, operator = host_of(spec), taught(memory(spec, kappa=0.45))
+    host, operator = host_of(spec), taught(memory(spec, strength=0.5))
     td = collected(host, Memory([("own", operator)]), 66)
     host.derive_rewards(td)
     host.compute_advantages(td)
@@ -496,6 +494,27 @@ def test_metrics_tell_what_memory_did() -> None:
     held = (operator.successes.held.sum(), operator.failures.held.sum())
     assert found["imbalance"] == pytest.approx(float((held[0] - held[1]) / (held[0] + held[1])))
     assert found["bytes"] == operator.bytes
+
+
+def test_the_critic_of_a_replays_host_judges_what_memory_did() -> None:
+    spec = task(2)
+    operator = taught(memory(spec, off_policy=True, gamma=0.5))
+    td = operator(batch(spec, 67).exclude("act"))
+    value = {True: 0.3, False: -0.2}
+    operator.write(td)
+    seen: list[bool] = []
+
+    def critic(rows: TensorDictBase) -> Tensor:
+        seen.append(("next", K.done) in rows.keys(True))
+        return torch.full((*rows.batch_size, 2, 2), value[seen[-1]])
+
+    operator.refresh(critic)
+    taken, going_on = td.get(K.taken), td.get(("next", *K.discount))[..., 0]
+    gain = td.get(("next", *K.reward))[..., 0] + 0.5 * going_on * -0.2 - 0.3
+    assert taken.any() and sorted(seen) == [False, True]
+    assert operator.judged.tolist() == [int((gain >= 0)[taken].sum()), int(taken.sum())]
+    found = operator.metrics(td)["included"]
+    assert float(found) == pytest.approx(float((gain >= 0)[taken].float().mean()))
 
 
 def test_what_is_not_finite_is_refused_and_counted() -> None:

@@ -29,6 +29,8 @@ from marl_memory.testing.batches import SPECS
 CAPACITY = 48
 SMALL = {"capacity": CAPACITY, "neighbours": 4, "min_rows": 1}
 SMALL_NETWORKS = {"hidden": (8,), "latent": 4, "batches": 2, "batch_size": 16}
+# Of an operator that learns to act: it does so after the first episodes, however little it knows.
+EAGER = {"least": 1, "alike": 10, "kappa": 0.05}
 
 # ----------------------------------------------------------------------------------------------- operators of the house
 
@@ -42,8 +44,10 @@ def configured() -> list[Any]:
             continue  # several operators, each with a file of its own
         target = get_object(node["_target_"])
         assert issubclass(target, MemoryOperator), file
+        if target.companion:
+            continue  # it remembers nothing: its test stands beside that of the operator that it belongs to
         takes = inspect.signature(target).parameters
-        small = {key: value for key, value in {**SMALL, **SMALL_NETWORKS}.items() if key in takes}
+        small = {key: value for key, value in {**SMALL, **SMALL_NETWORKS, **EAGER}.items() if key in takes}
         policies = getattr(inspect.getmodule(target), "POLICIES", POLICIES)
         for scope in SCOPES if "scope" in takes else (None,):
             for policy in policies if "policy" in takes else (None,):
@@ -56,7 +60,7 @@ def configured() -> list[Any]:
 
 @pytest.mark.parametrize("make", configured())
 def test_an_operator_keeps_the_contract(make: Any) -> None:
-    check_memory_operator(make, capacity=CAPACITY)
+    check_memory_operator(make, capacity=CAPACITY, trainable="lr" in inspect.signature(make.func).parameters)
 
 
 def test_the_defaults_keep_the_contract_too() -> None:

@@ -111,9 +111,10 @@ class CoarseFineNovelty(MemoryOperator):
         self.eta_first, self.eta_final = eta, eta_final
         self.eta = eta
         """Now."""
-        self.scope = Scope(scope or "shared", spec)
+        self.scope = Scope(scope or "shared", spec, raw=True)
         self.model = StateNovelty(
             _valid(self.scope, spec),
+            picture=_picture(self.scope, spec),
             size=self.scope.rows_per_bank(capacity, budget),
             latent=latent,
             hidden=hidden,
@@ -211,7 +212,7 @@ class CoarseFineNovelty(MemoryOperator):
         after = TensorDict({self.spec.keys.alive: alive}, batch_size=td.batch_size)
         states = self.scope.keys_of(after.set(self._state, td.get(("next", *self._state))))
         live, finite = self.scope.living(alive).any(-1), states.isfinite().all(-1)
-        return torch.where((live & finite).unsqueeze(-1), states, 0.0), live, finite
+        return torch.where((live & finite).unsqueeze(-1), states, 0), live, finite
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over those whose novelty is known of what `REPORT` lists (``used``: their share), and the state."""
@@ -235,6 +236,14 @@ def _valid(scope: Scope, spec: TaskSpec) -> Tensor:
     if scope.joint:
         return torch.ones(1, spec.state_size, dtype=torch.bool) if spec.own_state else valid.reshape(1, -1)
     return scope.to_banks(valid.unsqueeze(0))[:, 0, 0]
+
+
+def _picture(scope: Scope, spec: TaskSpec) -> tuple[int, int, int] | None:
+    """Of a row, where observations are pictures: of a team's state, the agents' pictures are channels of one."""
+    if spec.picture is None:
+        return None
+    channels, height, width = spec.picture
+    return channels * scope.payloads, height, width
 
 
 def _check_not_negative(**values: float) -> None:

@@ -141,7 +141,7 @@ class Reflection(MemoryOperator):
         self.writes_on = "collection" if off_policy else "update"
         self.greedy, self.gamma, self.off_policy = False, gamma, off_policy
         self._fresh: TensorDictBase | None = None
-        self.register_buffer("judged", torch.zeros(2, dtype=torch.int64))
+        self.register_buffer("judged", torch.zeros(2, dtype=torch.int64), persistent=False)  # 0 after every iteration
         self.scope = Scope(scope or "shared", spec)
         rows = capacity // (2 * spec.n_agents)
         if rows < 1:

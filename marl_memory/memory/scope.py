@@ -36,6 +36,7 @@ class Scope(nn.Module):
             side, in the place of observation and state; None: they are not.
         planes: ``[F, D]``, a projection of pictures, brightness from 0 to 1, of which keys are made; None: keys are the
             pictures themselves.
+        raw: keys are the pictures' bytes, as they come.
 
     Raises:
         ValueError: for another name.
@@ -49,6 +50,7 @@ class Scope(nn.Module):
         actions: bool = False,
         feature_size: int | None = None,
         planes: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
         super().__init__()
         if name not in SCOPES:
@@ -79,7 +81,7 @@ class Scope(nn.Module):
         self.feature_size = feature_size
         self.features = spec.state_size if self.joint else spec.observation_size
         """F, of a key."""
-        self.pictures = spec.picture is not None
+        self.pictures = spec.picture is not None and not raw
         self.planes: Tensor | None
         self.register_buffer("planes", planes)
         if planes is not None:

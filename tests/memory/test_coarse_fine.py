@@ -277,6 +277,24 @@ def test_states_that_are_not_finite_are_refused_and_worth_nothing() -> None:
     assert operator.learn()["loss/autoencoder"].isfinite()
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_pictures_are_seen_as_pictures_and_kept_as_bytes(scope: str) -> None:
+    spec = replace(task(2, features=2 * 8 * 9), picture=(2, 8, 9))
+    td = steps(spec, 12)
+    for prefix in ((), ("next",)):
+        x = torch.randint(0, 256, (12, 2, 144), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+        td.set((*prefix, *K.observation), x)
+        td.set((*prefix, K.state), x.flatten(1))
+    operator = taught(memory(spec, scope=scope), td)
+    assert operator.model.recent.rows.dtype == torch.uint8 and operator.model.autoencoder.eye is not None
+    channels = operator.model.autoencoder.eye.sizes[0][0]
+    assert channels == (4 if scope == "centralized" else 2)
+    said = told(operator, td)
+    assert (said["bonus"] != 0).all()
+    td.get(("next", *K.alive))[0, 0] = False
+    assert (told(operator, td)["bonus"][0] != 0).tolist() == [False, True]
+
+
 # ------------------------------------------------------------------------------------------------------------- the rest
 
 

@@ -83,11 +83,17 @@ TABLE = [
     *(("ppo", env, NOVELTY) for env in ("box2d/lunar_lander", "mujoco/half_cheetah", "toy/four_rooms")),
     *((algorithm, env, NOVELTY) for algorithm in ("ippo", "mappo", "maddpg") for env in TEAMS),
     *((algorithm, "mujoco/half_cheetah", NOVELTY) for algorithm in ("ddpg", "td3")),
+    *(
+        (algorithm, env, NOVELTY)
+        for algorithm in ("ppo", "dqn")
+        for env in ("toy/cliff_walking", "toy/dark_chamber", "classic/cartpole", "classic/mountain_car")
+    ),
     ("dqn", "box2d/lunar_lander", NOVELTY),
     ("idqn", "smax/3m", NOVELTY),
 ]
 NEEDS = {
     "toy": "torch",
+    "classic": "gymnasium",
     "box2d": "Box2D",
     "mujoco": "mujoco",
     "mamujoco": "gymnasium_robotics",

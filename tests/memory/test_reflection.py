@@ -296,7 +296,7 @@ def trained(host: PPO, operators: Memory, steps: int = 5) -> list[dict[str, Tens
     return losses
 
 
-@pytest.mark.parametrize(("name", "scope"), zip(HOSTS, SCOPES, strict=True))
+@pytest.mark.parametrize(("name", "scope"), list(zip(HOSTS, SCOPES, strict=True)))
 @pytest.mark.parametrize("continuous", [False, True])
 def test_off_or_empty_it_is_the_host_bit_for_bit(name: str, scope: str, continuous: bool) -> None:
     spec = task(2, actions=(3, 2), continuous=continuous)
@@ -498,7 +498,8 @@ def test_metrics_tell_what_memory_did() -> None:
 
 def test_the_critic_of_a_replays_host_judges_what_memory_did() -> None:
     spec = task(2)
-    operator = taught(memory(spec, off_policy=True, gamma=0.5))
+    operator = taught(memory(spec, gamma=0.5))
+    operator.off_policy = True
     td = operator(batch(spec, 67).exclude("act"))
     value = {True: 0.3, False: -0.2}
     operator.write(td)

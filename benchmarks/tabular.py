@@ -129,7 +129,8 @@ def walked(blame_decay: float, n_envs: int = 16, steps: int = 64) -> tuple[Refle
             operator(td)
             stepped, td = env.step_and_maybe_reset(td)
             rows.append(stepped)
-        operator.write(torch.stack(rows))
+        collected: Any = torch.stack(rows)
+        operator.write(collected)
         operator.learn()
     return operator, rules
 

@@ -93,7 +93,7 @@ class Cloning(MemoryOperator):
             raise KeyError(
                 "memory=cloning reads what a memory at the stage ACT did: list one, as reflection, beside it"
             )
-        taken = taken & td.get(k.alive)
+        taken = torch.logical_and(taken, td.get(k.alive))
         for name in self.names:
             x = td.get(k.memory_policy(name))
             put(td, (*k.region, NAME, name), torch.where(taken.unsqueeze(-1), x, NOBODY[name]))

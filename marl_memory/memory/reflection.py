@@ -313,7 +313,8 @@ class Reflection(MemoryOperator):
         """Offer the last ``count`` ``[E]`` steps of ``episodes``, but not of those in which something is not finite."""
         rows, which, follow = self.trajectories.steps(episodes, count)
         wrong = torch.zeros_like(which, dtype=torch.bool)
-        for x in rows.values():
+        for name in self.trajectories.entries:
+            x: Tensor = rows.get(name)
             if x.is_floating_point():
                 wrong |= ~x.flatten(1).isfinite().all(1)
         finite = torch.bincount(which[wrong], minlength=len(count)) == 0

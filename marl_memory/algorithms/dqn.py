@@ -26,10 +26,10 @@ from marl_memory.algorithms.algorithm import (
     derive_seed,
 )
 from marl_memory.algorithms.exploration import EpsilonGreedy
-from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Body
 from marl_memory.networks.greedy import GreedyActor
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
 

@@ -61,8 +61,8 @@ class RunningEpisodes(nn.Module):
         self.steps = (horizon or spec.max_episode_steps or HORIZON) + batch_steps
         k, a, p = spec.keys, spec.n_agents, spec.action_size
         inputs: dict[Any, Entry] = {
-            k.observation: Entry((a, spec.observation_size)),
-            k.state: Entry((spec.state_size,)),
+            k.observation: Entry((a, spec.observation_size), torch.uint8 if spec.picture else None),
+            k.state: Entry((spec.state_size,), torch.uint8 if spec.picture else None),
             k.alive: Entry((a,), torch.bool),
         }
         if not spec.continuous:
@@ -143,14 +143,16 @@ class RunningEpisodes(nn.Module):
         k, x = self.spec.keys, td.get(key)
         alive = td.get(_after(k.alive) if key[0] == "next" else k.alive)
         if key in (k.observation, _after(k.observation)):
-            return torch.where(alive.unsqueeze(-1) & self.valid, x, 0.0)
+            return torch.where(alive.unsqueeze(-1) & self.valid, x, 0)
         if key in (k.state, _after(k.state)):  # a state that is all observations has padding and the dead in it
             own = self.spec.own_state
             return torch.where(
-                alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & self.valid).flatten(-2), x, 0.0
+                alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & self.valid).flatten(-2), x, 0
             )
         if key == k.action:
             return torch.where(alive.unsqueeze(-1) & self.action_valid if self.spec.continuous else alive, x, 0)
+        if key == ("next", *k.reward) and (limit := self.spec.clip_rewards) is not None:
+            return x.clamp(-limit, limit)  # as learners read them
         return x
 
     # -------------------------------------------------------------------------------------------------------- steps out

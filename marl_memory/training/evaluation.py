@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from tensordict import TensorDictBase
 
 from marl_memory.networks.policy import Policy
-from marl_memory.training.collection import Episodes, TaskEnv
+from marl_memory.training.collection import Episodes, TaskEnv, named_measures
 
 LONGEST = 100_000
 """Steps after which an episode of a task that declares no limit counts as endless."""
 
 
 @torch.no_grad()
-def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episodes:
+def evaluate(
+    env: TaskEnv, actor: Policy, *, episodes: int, seed: int, act: Callable[[TensorDictBase], None] | None = None
+) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
     Environment j plays its first ⌈·⌉ or ⌊·⌋ share of them, fixed beforehand: taking whichever episodes end first would
-    favour short ones.  The same seed gives the same initial states at every call.
+    favour short ones.  The same seed gives the same initial states at every call.  An episode that is dropped is played
+    anew.
 
     Args:
         env: N environments used for nothing else.
         actor: the policy; its generator is not drawn from.
         episodes: how many, at least 1.
         seed: of the environments.
+        act: what memory does to the policy's choice; None: the policy plays alone.
 
     Raises:
         ValueError: if an episode outlasts the task's limit, or `LONGEST` where it declares none.
@@ -32,6 +39,8 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
     most = int(quota.max())
     returns, lengths = torch.zeros(n, most, dtype=torch.float64), torch.zeros(n, most, dtype=torch.int64)
     success = torch.zeros(n, most, dtype=torch.bool) if env.task_spec.has_success else None
+    measures = {name: torch.zeros(n, most) for name in env.task_spec.measures}
+    lost = 0
     played, rows = torch.zeros(n, dtype=torch.int64), torch.arange(n)
     limit = env.task_spec.max_episode_steps or LONGEST
     env.set_seed(seed)
@@ -39,7 +48,10 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
     greedy, actor.greedy = actor.greedy, True
     try:
         while (played < quota).any():
-            step, td = env.step_and_maybe_reset(actor(td))
+            td = actor(td)
+            if act is not None:
+                act(td)
+            step, td = env.step_and_maybe_reset(td)
             slot, playing = played.clamp(max=most - 1), played < quota
             reward = step.get(("next", *k.reward)).squeeze(-1).double().mean(-1)
             returns[rows, slot] += torch.where(playing, reward, 0.0)
@@ -47,6 +59,13 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
             done = step.get(("next", k.done)).squeeze(-1) & playing
             if success is not None:
                 success[rows, slot] |= done & step.get(("next", k.success)).squeeze(-1)
+            for name, measure in named_measures(env.task_spec, step).items():
+                measures[name][rows, slot] += torch.where(done, measure, 0.0)
+            if env.task_spec.has_dropped:
+                dropped = done & step.get(("next", k.dropped)).squeeze(-1)
+                lost, done = lost + int(dropped.sum()), done & ~dropped
+                for column in (returns, lengths):
+                    column[rows[dropped], slot[dropped]] = 0
             played += done
             if (lengths[rows, slot] > limit).any():
                 raise ValueError(
@@ -56,4 +75,10 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
     finally:
         actor.greedy = greedy
     kept = torch.arange(most) < quota.unsqueeze(-1)
-    return Episodes(returns[kept], lengths[kept], None if success is None else success[kept])
+    return Episodes(
+        returns[kept],
+        lengths[kept],
+        None if success is None else success[kept],
+        {name: measure[kept] for name, measure in measures.items()},
+        lost if env.task_spec.has_dropped else None,
+    )

@@ -74,12 +74,8 @@ TABLE = [
     *((algorithm, env, GRADIENT) for algorithm in ("maddpg", "matd3") for env in TEAMS),
     # Tasks whose episodes end within these few frames.
     *((algorithm, "smax/3m", SIL) for algorithm in ("ppo", "mappo")),
-    *(
-        (algorithm, env, RETURNS)
-        for algorithm in ("mappo", "maddpg", "idqn")
-        for env in ("mpe/simple_spread", "smax/3m")
-    ),
-    ("dqn", "box2d/lunar_lander", RETURNS),
+    *((algorithm, env, RETURNS) for algorithm in ("mappo", "maddpg") for env in ("mpe/simple_spread", "smax/3m")),
+    *((algorithm, env, RETURNS) for algorithm, env in (("dqn", "box2d/lunar_lander"), ("idqn", "smax/3m"))),
     *(("ppo", env, NOVELTY) for env in ("box2d/lunar_lander", "mujoco/half_cheetah", "toy/four_rooms")),
     *((algorithm, env, NOVELTY) for algorithm in ("ippo", "mappo", "maddpg") for env in TEAMS),
     *((algorithm, "mujoco/half_cheetah", NOVELTY) for algorithm in ("ddpg", "td3")),

@@ -24,6 +24,8 @@ HANDED_OVER = {
     "n_envs",
     "batch_steps",
     "off_policy",
+    "n_critics",
+    "reach",
     "generator",
     "banks",
     "in_features",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from marl_memory.algorithms.exploration import Explorer
 from marl_memory.keys import Entries
@@ -71,8 +71,20 @@ class Algorithm(nn.Module, ABC):
         """Drop what is carried over of running episodes: the environments are about to be reset."""
 
     @abstractmethod
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``; nothing is drawn."""
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
+        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``.
+
+        Nothing is drawn, but from a ``generator`` that is lent: a learner that randomises its targets' actions does so
+        with it.
+        """
+
+    @property
+    def reach(self) -> str:
+        """What its critic reads of a team: ``centralized``, else whether agents share it or have one each."""
+        critic: Any = self.critic
+        if critic.centralised:
+            return "centralized"
+        return "shared" if critic.banks == 1 and self.spec.n_agents > 1 else "per_agent"
 
 
 class OnPolicyAlgorithm(Algorithm):

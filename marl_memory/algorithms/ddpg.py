@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Generator, Tensor
 
 from marl_memory.algorithms.algorithm import ReplaySettings
 from marl_memory.algorithms.deterministic import DeterministicHost
@@ -122,8 +122,8 @@ class DDPG(DeterministicHost):
         return True
 
     @torch.no_grad()
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """$Q'$ ``[*B, A, 1]`` at the target actors' choice."""
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
+        """$Q'$ ``[*B, A, C]`` at the target actors' choice."""
         output = self.target_actor.output(td)
         vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
         return self.target_critic(td, vectors)

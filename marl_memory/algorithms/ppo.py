@@ -232,7 +232,7 @@ class PPO(OnPolicyAlgorithm):
         batch.get(k.advantage).copy_(advantage)
         return {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
 
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
         """V ``[*B, A, 1]`` in units of ``learn_reward``."""
         return self._denormalise(self.critic(td))
 

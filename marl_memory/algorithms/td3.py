@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Generator, Tensor
 
 from marl_memory.algorithms.algorithm import ReplaySettings
 from marl_memory.algorithms.deterministic import DeterministicHost, only_continuous
@@ -138,17 +138,19 @@ class TD3(DeterministicHost):
         return self.updates % self.policy_delay == 0
 
     @torch.no_grad()
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """$Q'_1, Q'_2$ ``[*B, A, 2]`` at the target actors' choice, without smoothing: nothing is drawn."""
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
+        """$Q'_1, Q'_2$ ``[*B, A, 2]`` at the target actors' choice, smoothed only by noise from a ``generator``."""
+        if generator is not None:
+            return self.target_critic(td, self._smoothed(td, generator))
         output = self.target_actor.output(td)
         vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
         return self.target_critic(td, vectors)
 
-    def _smoothed(self, td: TensorDictBase) -> Tensor:
+    def _smoothed(self, td: TensorDictBase, generator: Generator) -> Tensor:
         actor, output = self.target_actor, self.target_actor.output(td)
         if not self.spec.continuous:
-            return straight_through_gumbel(output, uniform(output, self.generator), temperature=actor.temperature)
-        noise = torch.randn(output.shape, generator=self.generator, dtype=output.dtype).mul_(self.target_noise)
+            return straight_through_gumbel(output, uniform(output, generator), temperature=actor.temperature)
+        noise = torch.randn(output.shape, generator=generator, dtype=output.dtype).mul_(self.target_noise)
         noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
         return actor.vectors.without_padding(noise.add_(output).clamp_(-1, 1))
 
@@ -156,5 +158,5 @@ class TD3(DeterministicHost):
     def compute_targets(self, rows: TensorDictBase) -> None:
         """Write $y$ ``[B, A, 2]``, the same for both critics."""
         after = rows.get("next")
-        twins = self.target_critic(after, self._smoothed(after))
+        twins = self.bootstrap_values(after, self.generator)
         self.write_targets(rows, twins.amin(-1, keepdim=True))

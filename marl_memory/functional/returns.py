@@ -181,7 +181,9 @@ def twin_backpropagation(
 def max_backpropagation(
     reward: Tensor, bootstrap: Tensor, discount: Tensor, cut: Tensor, *, gamma: float, max_rollout: int | None = None
 ) -> Tensor:
-    r"""Returns of the best rollout by a single estimator, $R_t = r_t + \gamma d_t \max(R_{t+1}, Q_t)$: it overestimates.
+    r"""Returns of the best rollout by a single estimator, $R_t = r_t + \gamma d_t \max(R_{t+1}, Q_t)$.
+
+    It overestimates where estimates are noisy.
 
     Args:
         reward, discount, cut, gamma, max_rollout: see `twin_backpropagation`.
@@ -291,3 +293,31 @@ def _one_step(reward: Tensor, bootstrap: Tensor, discount: Tensor, gamma: float)
 def _stops(discount: Tensor, cut: Tensor) -> Tensor:
     """``[T, *B]``: nothing of row t + 1 belongs to row t."""
     return cut | (discount == 0)
+
+
+def columns_of(ends: Tensor) -> tuple[Tensor, Tensor]:
+    """How to lay the trajectories of N environments side by side, so that a backward scan is short and wide.
+
+    An environment's rows are cut behind ends of episodes only, into columns of at most twice the longest episode.
+
+    Args:
+        ends: ``[T, N]`` bool, where an episode ends; the last row ends one in any case.
+
+    Returns:
+        ``index`` ``[H, M]``, places in the rows flattened as ``[T × N]``, in order of time; below its end a column
+        repeats its last row; and ``valid`` ``[H, M]`` bool, False for these repetitions.
+    """
+    steps, n_envs = ends.shape
+    closed = ends.T.contiguous()  # [N, T]: an environment after the other
+    closed[:, -1] = True
+    last = closed.flatten().nonzero().squeeze(-1)
+    longest = int(torch.diff(last, prepend=last.new_tensor([-1])).max())
+    marks = torch.arange(longest - 1, closed.numel() + longest - 1, longest, device=ends.device)
+    chosen = torch.zeros_like(last, dtype=torch.bool)
+    chosen[torch.searchsorted(last, marks.clamp(max=closed.numel() - 1))] = True
+    stop = last[chosen] + 1
+    start = torch.cat([stop.new_zeros(1), stop[:-1]])
+    place = torch.arange(int((stop - start).max()), device=ends.device).unsqueeze(1) + start
+    valid = place < stop
+    place = torch.minimum(place, stop - 1)
+    return (place % steps) * n_envs + place // steps, valid

@@ -79,9 +79,10 @@ HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).paramet
 BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
 """Parameters of a section's target that the run hands over."""
 
-BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy")
+BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "n_critics", "reach")
 """Parameters of operators that the run hands over to those that take them: the task, a seed, N and the vector steps of
-the batches they are written from, and whether the host learns Q(s, a) from a replay."""
+the batches they are written from, whether the host learns Q(s, a) from a replay, how many critics it has and what they
+read (`Algorithm.reach`)."""
 
 MAY_CHANGE = (
     "logger.",
@@ -138,13 +139,10 @@ def algorithms_for(kind: str) -> list[str]:
     return [name for name, node in nodes.items() if kind in getattr(locate("algorithm", node), "actions", ())]
 
 
-def make_memory(
-    nodes: Mapping[str, Any], spec: TaskSpec, seed: int, *, n_envs: int, batch_steps: int, off_policy: bool
-) -> Memory:
+def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int, host: Mapping[str, Any]) -> Memory:
     """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
-    what else of `BUILT_FOR_MEMORY` it takes.
+    what else of `BUILT_FOR_MEMORY` it takes from ``host``.
     """
-    host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy}
 
     def operator(name: str, node: Mapping[str, Any]) -> Any:
         takes = inspect.signature(locate(f"memory.{name}", node)).parameters
@@ -190,15 +188,14 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
     """
     algorithm, training = make_algorithm(config, spec), config["training"]
     replay = algorithm.replay if isinstance(algorithm, OffPolicyAlgorithm) else None
-    memory = make_memory(
-        config.get("memory") or {},
-        spec,
-        config["seed"],
-        n_envs=training["n_envs"],
-        batch_steps=training["steps"] if replay is None else replay.train_every,
-        off_policy=replay is not None,
-    )
-    return algorithm, memory
+    host = {
+        "n_envs": training["n_envs"],
+        "batch_steps": training["steps"] if replay is None else replay.train_every,
+        "off_policy": replay is not None,
+        "n_critics": algorithm.learn_entries[spec.keys.value_target].shape[-1],
+        "reach": algorithm.reach,
+    }
+    return algorithm, make_memory(config.get("memory") or {}, spec, config["seed"], host)
 
 
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:

@@ -259,11 +259,13 @@ class Trainer:
         """What the user should know before a long run begins."""
         env, every = self.collector.env, self.schedule.checkpoint_every_frames
         least = 20 * (env.task_spec.max_episode_steps or 0) * env.n_envs
+        notes = self.memory.notes
         if env.resumable or every >= min(least, self.schedule.total_frames):
-            return []
+            return notes
         return [
+            *notes,
             f"training.checkpoint_every_frames={every:,}: the environments of {env.task_spec.name} cannot be saved and "
-            f"are reset there; from {least:,} on, 20 full episodes would lie between"
+            f"are reset there; from {least:,} on, 20 full episodes would lie between",
         ]
 
     def _begin_episodes(self) -> None:

@@ -305,7 +305,10 @@ def test_td3_waits_with_the_actor_and_smooths_the_target() -> None:
         moved.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
     assert moved == [False, False, True] * 2
     rows = draw(host, 0, torch.float32)["next"]
-    plain_choice, smoothed = host.target_actor.output(rows), torch.stack([host._smoothed(rows) for _ in range(200)])
+    plain_choice, smoothed = (
+        host.target_actor.output(rows),
+        torch.stack([host._smoothed(rows, host.generator) for _ in range(200)]),
+    )
     assert smoothed.abs().max() <= 1
     inner = (plain_choice.abs() < 0.4).unsqueeze(0).expand_as(smoothed)
     shift = (smoothed - plain_choice)[inner]

@@ -134,8 +134,8 @@ class Learner:
             target = rows["reward"][:, i] + s.gamma * rows["discount"][:, i] * after[i][:, 0]
             value = self.values(self.critics[i], rows, taken, i)
             error = value - (target.unsqueeze(-1) if targets is None else targets[:, i])
-            weight = torch.where(error < 0, under_weight, 1.0)
-            loss = self.living(weight * error**2, rows, i).mean(0).sum()
+            square = error**2 if under_weight == 1 else torch.where(error < 0, under_weight, 1.0) * error**2
+            loss = self.living(square, rows, i).mean(0).sum()
             self.critic_adams[i].zero_grad()
             loss.backward()
             self.critic_adams[i].step()

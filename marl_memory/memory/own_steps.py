@@ -29,6 +29,7 @@ class StepRing(nn.Module):
         super().__init__()
         self.spec, self.steps, self.n_envs = spec, steps, n_envs
         k, a, p = spec.keys, spec.n_agents, spec.action_size
+        self.paid: list[Any] = [k.learn_reward, ("next", *k.discount)]
         self.inputs: dict[Any, Entry] = {
             k.observation: Entry((a, spec.observation_size)),
             k.state: Entry((spec.state_size,)),
@@ -40,8 +41,7 @@ class StepRing(nn.Module):
             **self.inputs,
             k.action: Entry((a, p)) if spec.continuous else Entry((a,), torch.int64),
             **{after(key): entry for key, entry in self.inputs.items()},
-            k.learn_reward: Entry((a, 1)),
-            ("next", *k.discount): Entry((a, 1)),
+            **dict.fromkeys(self.paid, Entry((a, 1))),
         }
         self.names = {key: "_".join((key,) if isinstance(key, str) else key) for key in kept}
         self.write_keys: list[Any] = [*kept, ("next", k.done)]
@@ -90,9 +90,18 @@ class StepRing(nn.Module):
         slots = (self.taken + torch.arange(skip, rows // n, device=self.ends.device)) % self.steps
         for key in self.names:
             x = clean(key, td, self.spec, self.valid, self.action_valid)
+            if key in self.paid:
+                x = self._of_living(x, td.get(self.spec.keys.alive))
             self.of(key)[slots] = x.reshape(-1, n, *x.shape[td.ndim :])[skip:]
         self.ends[slots] = td.get(("next", self.spec.keys.done)).reshape(-1, n)[skip:]
         self.taken += rows // n
+
+    def _of_living(self, x: Tensor, alive: Tensor) -> Tensor:
+        """``x`` ``[*B, A, 1]``, 0 for the dead; of a common reward, what a living one gets."""
+        if self.spec.common_reward:
+            first = alive.long().argmax(-1).view(*alive.shape[:-1], 1, 1)
+            x, alive = x.take_along_dim(first, -2).expand_as(x), alive.any(-1, keepdim=True)
+        return torch.where(alive.unsqueeze(-1), x, 0.0)
 
     def cut_episodes(self) -> None:
         """No episode goes on after the newest step."""

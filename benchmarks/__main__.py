@@ -29,6 +29,7 @@ Bounds = dict[str, dict[str, float]]
 def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
     from benchmarks import (
+        cartpole,
         collection,
         end_to_end,
         half_cheetah,
@@ -44,11 +45,11 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     return {
         "collection": [collection.overheads, collection.fractions, collection.smax],
         "update": [update.minibatches, update.advantages],
-        "off_policy": [off_policy.updates, off_policy.replay],
+        "off_policy": [off_policy.updates, off_policy.value_updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],
         "transport": [transport.gaussians, transport.categoricals],
         "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
-        "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows],
+        "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows, cartpole.rows],
         "startup": [startup.imports],
     }
 

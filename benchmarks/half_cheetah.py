@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,26 +47,36 @@ LEARNERS = {
 
 def half_cheetah_trainer(name: str, folder: Path, seed: int) -> Trainer:
     """Ours, one environment."""
+    return trainer_of(LEARNERS[name], "marl_memory_envs.mujoco:half_cheetah", folder, seed)
+
+
+def trainer_of(learner: Callable[..., Any], factory: str, folder: Path, seed: int) -> Trainer:
+    """A trainer on one environment of a Gymnasium task."""
     from marl_memory_envs.vector import vector_env
 
-    make = partial(vector_env, factory="marl_memory_envs.mujoco:half_cheetah")
-    return our_trainer(make, LEARNERS[name], folder, seed, n_envs=1, steps=FRAMES)
+    return our_trainer(partial(vector_env, factory=factory), learner, folder, seed, n_envs=1, steps=FRAMES)
 
 
 def rows(repeats: int) -> Iterator[Row]:
     """Frames/s of ours / frames/s of Stable-Baselines3's, in turns; nothing where that is not there."""
     for name in LEARNERS:
-        found: list[dict[str, Parts]] = []
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = half_cheetah_trainer(name, Path(folder), 0)
-            with trainer.logger.writing(-1):
-                our_iteration(trainer)
-                for _ in range(3):
-                    theirs = peer("SB3_PYTHON", "sb3_peer.py", "speed", name.lower(), str(FRAMES))
-                    if theirs is None:
-                        break
-                    ours = statistics.median(sum(our_iteration(trainer).values()) for _ in range(2))
-                    found.append({"ours": {"all": ours}, "beside it": theirs})
-            trainer.close()
-        if found:
-            yield row_of(f"{name} on HalfCheetah, beside Stable-Baselines3", found, FRAMES, environments=1)
+        make = partial(half_cheetah_trainer, name, seed=0)
+        yield from beside_sb3(f"{name} on HalfCheetah, beside Stable-Baselines3", make, name.lower(), "HalfCheetah-v5")
+
+
+def beside_sb3(row: str, make: Callable[[Path], Trainer], algorithm: str, task: str) -> Iterator[Row]:
+    """One row: stretches of `FRAMES` of the trainer that ``make(folder)`` gives, and of Stable-Baselines3's."""
+    found: list[dict[str, Parts]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(Path(folder))
+        with trainer.logger.writing(-1):
+            our_iteration(trainer)
+            for _ in range(3):
+                theirs = peer("SB3_PYTHON", "sb3_peer.py", "speed", algorithm, str(FRAMES), task)
+                if theirs is None:
+                    break
+                ours = statistics.median(sum(our_iteration(trainer).values()) for _ in range(2))
+                found.append({"ours": {"all": ours}, "beside it": theirs})
+        trainer.close()
+    if found:
+        yield row_of(row, found, FRAMES, environments=1)

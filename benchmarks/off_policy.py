@@ -1,4 +1,4 @@
-"""One update of a deterministic host, and the replay, beside plain PyTorch."""
+"""One update of a host with a replay, and the replay itself, beside plain PyTorch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from benchmarks import plain_ddpg as plain
+from benchmarks import plain_dqn
 from benchmarks.measure import Row, ratio, turns
+from marl_memory.algorithms.algorithm import OffPolicyAlgorithm
 from marl_memory.algorithms.ddpg import DDPG
 from marl_memory.algorithms.deterministic import DeterministicHost
+from marl_memory.algorithms.dqn import DQN
 from marl_memory.algorithms.td3 import TD3
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
@@ -50,14 +53,18 @@ def collected(spec: TaskSpec, steps: int, n_envs: int) -> TensorDict:
         td.set((*time, *k.observation), observation)
         td.set((*time, k.state), observation.flatten(-2))
         td.set((*time, *k.alive), torch.ones(*shape, a, dtype=torch.bool))
-    td.set(k.action, torch.rand(*shape, a, spec.action_size, generator=generator) * 2 - 1)
+    if spec.continuous:
+        td.set(k.action, torch.rand(*shape, a, spec.action_size, generator=generator) * 2 - 1)
+    else:
+        td.set(k.action, torch.randint(spec.action_size, (*shape, a), generator=generator))
+        td.set(("next", *k.action_mask), torch.ones(*shape, a, spec.action_size, dtype=torch.bool))
     td.set(("next", *k.reward), torch.randn(*shape, a, 1, generator=generator))
     td.set(("next", *k.discount), torch.ones(*shape, a, 1))
     td.set(("next", k.done), torch.zeros(*shape, 1, dtype=torch.bool))
     return td
 
 
-def ring(host: DeterministicHost, n_envs: int, capacity: int) -> ReplayRing:
+def ring(host: OffPolicyAlgorithm, n_envs: int, capacity: int) -> ReplayRing:
     """A replay for ``host``."""
     return ReplayRing(
         capacity=capacity,
@@ -70,7 +77,7 @@ def ring(host: DeterministicHost, n_envs: int, capacity: int) -> ReplayRing:
     )
 
 
-def update(host: DeterministicHost, rows: TensorDictBase) -> None:
+def update(host: OffPolicyAlgorithm, rows: TensorDictBase) -> None:
     """The steps of one update, as the trainer makes them."""
     host.derive_rewards(rows)
     host.compute_targets(rows)
@@ -109,6 +116,38 @@ def updates(repeats: int) -> Iterator[Row]:
         timed = turns(our_steps, plain_steps, repeats)
         yield ratio(
             f"{name} update, {BATCH} × 2×{width}", timed, calls=CALLS, batch=BATCH, width=f"2×{width}", agents=sizes[0]
+        )
+
+
+def value_updates(repeats: int) -> Iterator[Row]:
+    """Ours / plain, on the same rows: one agent with six actions; a team of three that shares a network."""
+    for name, sizes, width in (("DQN", (1, 17, 6), 256), ("IDQN", (3, 30, 9), 128)):
+        agents, features, actions = sizes
+        spec = TaskSpec.of_sizes(observation_size=features, n_actions=actions, agents=agents)
+        body, shared = partial(MLP, hidden=(width, width)), agents > 1
+        host = DQN(spec=spec, network=body, seed=0, batch_size=BATCH, share_parameters=shared)
+        settings = plain_dqn.Settings(sizes=spec.action_sizes, shared=shared, max_grad_norm=host.max_grad_norm)
+        beside = plain_dqn.like(host, settings)
+        replay = ring(host, n_envs=4, capacity=4096)
+        replay.extend(collected(spec, 1024, 4))
+        rows, k = replay.draw(), host.keys
+        data = {"action": rows.get(k.action), "next_mask": rows.get(("next", *k.action_mask))}
+        for key in ("reward", "discount"):
+            data[key] = rows.get(("next", *getattr(k, key))).squeeze(-1)
+        for prefix, td in (("", rows), ("next_", rows.get("next"))):
+            data[prefix + "observation"] = td.get(k.observation)
+
+        def our_steps(host: DQN = host, rows: TensorDictBase = rows) -> None:
+            for _ in range(CALLS):
+                update(host, rows)
+
+        def plain_steps(beside: plain_dqn.Learner = beside, data: dict[str, Tensor] = data) -> None:
+            for _ in range(CALLS):
+                beside.update(data)
+
+        timed = turns(our_steps, plain_steps, repeats)
+        yield ratio(
+            f"{name} update, {BATCH} × 2×{width}", timed, calls=CALLS, batch=BATCH, width=f"2×{width}", agents=agents
         )
 
 

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on HalfCheetah-v5: its speed, for `half_cheetah.py`, and what its TD3 learns, for docs/results.
+"""Stable-Baselines3 on HalfCheetah-v5 and CartPole-v1: its speed, and what its TD3 learns, for docs/results.
 
 Runs in an environment of its own and imports nothing of ours:
 
@@ -25,9 +25,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 TASK = "HalfCheetah-v5"
 
 
-def speed(algorithm: str, frames: int) -> None:
+def speed(algorithm: str, frames: int, task: str) -> None:
     """Two stretches after the first, which warms up."""
-    model = getattr(stable_baselines3, algorithm.upper())("MlpPolicy", TASK, device="cpu", seed=0)
+    model = getattr(stable_baselines3, algorithm.upper())("MlpPolicy", task, device="cpu", seed=0)
     taken = []
     for _ in range(3):
         started = time.perf_counter()
@@ -74,6 +74,6 @@ def greedy_return(model: object, episodes: int) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "speed":
-        speed(sys.argv[2], int(sys.argv[3]))
+        speed(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     else:
         learn(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

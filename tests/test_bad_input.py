@@ -64,7 +64,8 @@ def refused(*words: str) -> str:
 
 
 def refused_before_work(*words: str) -> str:
-    small = [word for word in SMALL if not (word.startswith("algorithm.") and "algorithm=maddpg" in words)]
+    replayed = {"algorithm=maddpg", "algorithm=dqn", "algorithm=idqn"} & {*words}
+    small = [word for word in SMALL if not (word.startswith("algorithm.") and replayed)]
     said = refused("train", *small, "run_folder=run", *words)
     assert "\n" not in said
     assert not Path("run").exists()
@@ -147,6 +148,11 @@ MEMORY = [
         ["algorithm=maddpg", "memory=[mnemo_region]"],
         "memory=mnemo_region acts at the stage 'region', which DDPG does not have; it has act, gradient, reward, "
         "target. Hosts with that stage: ppo, ippo and mappo",
+    ),
+    (
+        ["algorithm=idqn", "memory=[mnemo_gradient]"],
+        "memory=mnemo_gradient acts at the stage 'gradient', which DQN does not have; it has act, reward, target. "
+        "Hosts with that stage: ddpg, td3 and their team forms",
     ),
     ([*REGION, "memory.mnemo_region.cost=value"], "memory=mnemo_region reads learn.action_values, which PPO does not"),
     ([*REGION, "memory.mnemo_region.cost=structured"], "cost='structured' needs an embedding of the actions"),
@@ -272,6 +278,13 @@ def test_numbers(key: str) -> None:
         (["env.factory=marl_memory_envs.toy.MaskedDuel"], "must be 'package.module:function', with a colon"),
         (["env.factory=no_such:make"], "no module named 'no_such'"),
         (["run_folder=null"], "run_folder=None must name a folder"),
+        (["algorithm=dqn", "algorithm.critics=3"], "algorithm.critics=3 must be 1 or 2"),
+        (["algorithm=dqn", "algorithm.critics=true"], "algorithm.critics=True must be a whole number"),
+        (["algorithm=dqn", "algorithm.dueling=1"], "algorithm.dueling=1 must be true or false"),
+        (["algorithm=dqn", "algorithm.double=no"], "algorithm.double='no' must be true or false"),
+        (["algorithm=dqn", "algorithm.loss=l1"], "algorithm.loss='l1' must be 'huber' or 'mse'"),
+        (["algorithm=dqn", "algorithm.epsilon_final=2"], "algorithm.epsilon_final=2 must lie in [0, 1]"),
+        (["algorithm=dqn", "algorithm.exploration=ou"], "algorithm.exploration is unknown, nothing reads it"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
@@ -386,6 +399,13 @@ def test_spaces_that_are_not_supported(wrong: dict[str, Any], said: str, lamp: C
 )
 def test_an_environment_that_breaks_its_word(wrong: dict[str, Any], said: str, lamp: Callable[..., list[str]]) -> None:
     assert said in refused("train", *SMALL, "run_folder=run", *lamp(**wrong))
+
+
+def test_dqn_names_who_learns_continuous_actions() -> None:
+    said = refused_before_work("env=toy/rendezvous", "algorithm=dqn")
+    assert said.startswith("algorithm: DQN learns discrete actions, those of toy/rendezvous are continuous: choose ")
+    named = set(said.partition("algorithm=")[2].split(" or "))
+    assert {"ddpg", "td3", "ppo"} <= named and not {"dqn", "idqn"} & named
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
-from marl_memory.algorithms.exploration import Explorer
-from marl_memory.keys import Entries
-from marl_memory.networks.actor import Actor
-from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.algorithms.exploration import EpsilonGreedy, Explorer
+from marl_memory.algorithms.optimiser import FlatAdam
+from marl_memory.functional.returns import mean_over_living, team_value
+from marl_memory.keys import Entries, Keys
+from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
 
 
@@ -26,6 +28,20 @@ def check_indicator(spec: TaskSpec, agent_indicator: bool, *, shared: bool) -> N
             "algorithm.agent_indicator=False has no effect where agents share no network of their own observations: "
             "leave it true"
         )
+
+
+def check_range(**values: tuple[float, float, float]) -> None:
+    """Raise ValueError for an option ``name=(value, low, high)`` that does not lie in [low, high]."""
+    for name, (value, low, high) in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"algorithm.{name}={value!r} must lie in [{low}, {high}]")
+
+
+def check_positive(**values: float | None) -> None:
+    """Raise ValueError for an option that is neither positive nor None."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"algorithm.{name}={value!r} must be positive")
 
 
 def derive_seed(run_seed: int, *names: str | int) -> int:
@@ -42,7 +58,7 @@ class Algorithm(nn.Module, ABC):
     """
 
     spec: TaskSpec
-    actor: Actor | DeterministicActor
+    actor: Policy
     stages: ClassVar[frozenset[str]]
     """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
     actions: ClassVar[frozenset[str]]
@@ -84,7 +100,7 @@ class Algorithm(nn.Module, ABC):
         critic: Any = self.critic
         if critic.centralised:
             return "centralized"
-        return "shared" if critic.banks == 1 and self.spec.n_agents > 1 else "per_agent"
+        return "shared" if critic.banks < self.spec.n_agents else "per_agent"
 
 
 class OnPolicyAlgorithm(Algorithm):
@@ -117,11 +133,26 @@ class OnPolicyAlgorithm(Algorithm):
 class OffPolicyAlgorithm(Algorithm):
     """A learner of rows ``[B]`` drawn from a replay; the trainer calls the steps of an update in the paper's order."""
 
-    behaviour: Explorer
+    keys: Keys
+    behaviour: Explorer | EpsilonGreedy
     """What collects: the actor, and exploration around it."""
     replay: ReplaySettings
+    gamma: float
+    max_grad_norm: float | None
     updates: int
     """Critic updates since the run began."""
+
+    def set_progress(self, progress: float) -> None:
+        """Follow the schedule of exploration."""
+        self.behaviour.set_progress(progress)
+
+    def derive_rewards(self, batch: TensorDictBase) -> None:
+        """Write ``learn_reward``: the environment's reward."""
+        batch.get(self.keys.learn_reward).copy_(batch.get(("next", *self.keys.reward)))
+
+    def cut_episodes(self) -> None:
+        """Start exploration anew."""
+        self.behaviour.cut_episodes()
 
     @property
     @abstractmethod
@@ -152,6 +183,53 @@ class OffPolicyAlgorithm(Algorithm):
     @abstractmethod
     def update_targets(self) -> None:
         """Move the target networks towards the present ones."""
+
+    # ------------------------------------------------------------------------------------------ what all of them share
+
+    def write_targets(self, rows: TensorDictBase, next_value: Tensor) -> None:
+        r"""$y = r + \gamma\, d\, Q'$ from ``next_value`` ``[B, A, C]`` (under a common reward, the living agents' mean
+        for the dead), and ``under_weight`` 1.
+        """
+        k = self.keys
+        if self.spec.common_reward:
+            next_value = team_value(next_value, rows.get(("next", *k.alive)))
+        discount = rows.get(("next", *k.discount))
+        target = torch.addcmul(rows.get(k.learn_reward), discount, next_value, value=self.gamma)
+        rows.get(k.value_target).copy_(target)
+        rows.get(k.under_weight).fill_(1.0)
+
+    def critic_loss(self, rows: TensorDictBase, value: Tensor, *, apart: bool, huber: bool = False) -> Tensor:
+        r"""How far ``value`` ``[B, A, C]`` lies from ``value_target``; writes ``td_error`` where a memory asks for it.
+
+        $$
+        L = \sum_c \mathbb{E}\, w\, \ell(\delta_c), \qquad \delta_c = Q_c - y_c, \qquad
+        w = \texttt{under\_weight} \text{ where } \delta_c < 0, \text{ else } 1
+        $$
+
+        Args:
+            rows: of the update.
+            value: of the actions taken, with a gradient.
+            apart: see `mean_over_living`.
+            huber: ℓ is Huber's, δ²/2 up to 1 and |δ| − 1/2 beyond, instead of δ².
+        """
+        k, alive = self.keys, rows.get(self.keys.alive)
+        error = torch.where(alive.unsqueeze(-1), value - rows.get(k.value_target), 0.0)
+        if (asked := rows.get(k.td_error, None)) is not None:
+            torch.neg(error.detach()[..., : asked.shape[-1]], out=asked)
+        weight = torch.where(error < 0, rows.get(k.under_weight), 1.0)
+        each = F.huber_loss(error, torch.zeros_like(error), reduction="none") if huber else error.square()
+        return mean_over_living(weight * each, alive, apart=apart)
+
+    def descend(self, loss: Tensor, optimiser: FlatAdam, name: str) -> dict[str, Tensor]:
+        """One step; the gradient norm before clipping, where there is a limit."""
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.gather()
+        norm = {}
+        if self.max_grad_norm is not None:
+            (norm[f"grad_norm/{name}"],) = optimiser.clip(self.max_grad_norm)
+        optimiser.step()
+        return norm
 
 
 @dataclass(frozen=True, kw_only=True)

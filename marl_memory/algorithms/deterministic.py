@@ -13,11 +13,13 @@ from marl_memory.algorithms.algorithm import (
     OffPolicyAlgorithm,
     ReplaySettings,
     check_indicator,
+    check_positive,
+    check_range,
     derive_seed,
 )
 from marl_memory.algorithms.exploration import Explorer, Kind
 from marl_memory.algorithms.optimiser import FlatAdam
-from marl_memory.functional.returns import mean_over_living, team_value
+from marl_memory.functional.returns import mean_over_living
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.action_value import ActionValueCritic
 from marl_memory.networks.actor import Body
@@ -91,8 +93,8 @@ class DeterministicHost(OffPolicyAlgorithm):
         ou_theta: float,
     ) -> None:
         super().__init__()
-        _check(gamma=(gamma, 0, 1), tau=(tau, 0, 1))
-        _check_positive(actor_lr=actor_lr, critic_lr=critic_lr, max_grad_norm=max_grad_norm, temperature=temperature)
+        check_range(gamma=(gamma, 0, 1), tau=(tau, 0, 1))
+        check_positive(actor_lr=actor_lr, critic_lr=critic_lr, max_grad_norm=max_grad_norm, temperature=temperature)
         if actor_gradient not in ("own", "joint"):
             raise ValueError(f"algorithm.actor_gradient={actor_gradient!r} must be 'own' or 'joint'")
         only_continuous(spec, noise=noise, noise_final=noise_final)
@@ -164,42 +166,13 @@ class DeterministicHost(OffPolicyAlgorithm):
         after = [("next", key) if isinstance(key, str) else ("next", *key) for key in (*inputs, k.reward, k.discount)]
         return [*inputs, k.action, *after]
 
-    def set_progress(self, progress: float) -> None:
-        """Follow the schedule of the exploration noise."""
-        self.behaviour.set_progress(progress)
-
-    def derive_rewards(self, batch: TensorDictBase) -> None:
-        """Write ``learn_reward``: the environment's reward."""
-        batch.get(self.keys.learn_reward).copy_(batch.get(("next", *self.keys.reward)))
-
-    def cut_episodes(self) -> None:
-        """Start the exploration noise anew."""
-        self.behaviour.cut_episodes()
-
     # --------------------------------------------------------------------------------------------- steps of an update
-
-    def write_targets(self, rows: TensorDictBase, next_value: Tensor) -> None:
-        r"""$y = r + \gamma\, d\, Q'$ from ``next_value`` ``[B, A, C]`` (under a common reward, the living agents' mean
-        for the dead), and ``under_weight`` 1.
-        """
-        k = self.keys
-        if self.spec.common_reward:
-            next_value = team_value(next_value, rows.get(("next", *k.alive)))
-        discount = rows.get(("next", *k.discount))
-        target = torch.addcmul(rows.get(k.learn_reward), discount, next_value, value=self.gamma)
-        rows.get(k.value_target).copy_(target)
-        rows.get(k.under_weight).fill_(1.0)
 
     def update_critic(self, rows: TensorDictBase) -> dict[str, Tensor]:
         """One Adam step of the critics on $L_Q$."""
-        k, alive = self.keys, rows.get(self.keys.alive)
-        value = self.critic(rows, self.actor.vectors.encode(rows.get(k.action)))
-        error = torch.where(alive.unsqueeze(-1), value - rows.get(k.value_target), 0.0)
-        if (asked := rows.get(k.td_error, None)) is not None:
-            torch.neg(error.detach()[..., : asked.shape[-1]], out=asked)
-        weight = torch.where(error < 0, rows.get(k.under_weight), 1.0)
-        loss = mean_over_living(weight * error.square(), alive, apart=self.critic.banks > 1)
-        norm = self._descend(loss, self.critic_optimiser, "critic")
+        value = self.critic(rows, self.actor.vectors.encode(rows.get(self.keys.action)))
+        loss = self.critic_loss(rows, value, apart=self.critic.banks > 1)
+        norm = self.descend(loss, self.critic_optimiser, "critic")
         self.updates += 1
         return {"loss/critic": loss.detach(), "value/mean": value.detach().mean(), **norm}
 
@@ -229,7 +202,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         gradient, alive = rows.get(self.keys.action_gradient), rows.get(self.keys.alive)
         gain = torch.where(alive.unsqueeze(-1), gradient * self._chosen, 0.0).sum(-1, keepdim=True)
         loss = -mean_over_living(gain, alive, apart=self.actor.input.banks > 1)
-        norm = self._descend(loss, self.actor_optimiser, "actor")
+        norm = self.descend(loss, self.actor_optimiser, "actor")
         self._chosen = None
         size = gradient.norm(dim=-1).mean()
         return {"loss/actor": loss.detach(), "policy/action_gradient": size, **norm}
@@ -240,17 +213,6 @@ class DeterministicHost(OffPolicyAlgorithm):
         targets: list[Tensor] = [*self.target_critic.parameters(), *self.target_actor.parameters()]
         present: list[Tensor] = [*self.critic.parameters(), *self.actor.parameters()]
         torch._foreach_lerp_(targets, present, self.tau)  # pyright: ignore[reportPrivateImportUsage]
-
-    def _descend(self, loss: Tensor, optimiser: FlatAdam, name: str) -> dict[str, Tensor]:
-        """One step; the gradient norm before clipping, where there is a limit."""
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.gather()
-        norm = {}
-        if self.max_grad_norm is not None:
-            (norm[f"grad_norm/{name}"],) = optimiser.clip(self.max_grad_norm)
-        optimiser.step()
-        return norm
 
     # -------------------------------------------------------------------------------------------------------- state
 
@@ -285,15 +247,3 @@ def only_continuous(spec: TaskSpec, **values: float | None) -> None:
             raise ValueError(
                 f"algorithm.{name}={value} has no effect on discrete actions, which {spec.name} has: leave it null"
             )
-
-
-def _check(**values: tuple[float, float, float]) -> None:
-    for name, (value, low, high) in values.items():
-        if not low <= value <= high:
-            raise ValueError(f"algorithm.{name}={value!r} must lie in [{low}, {high}]")
-
-
-def _check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"algorithm.{name}={value!r} must be positive")

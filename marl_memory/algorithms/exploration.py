@@ -1,4 +1,4 @@
-"""What a deterministic policy does while it collects: random actions first, then itself with noise."""
+"""What collects for a learner with a replay: random actions first, then the policy, disturbed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Generator, Tensor
 
 from marl_memory.functional.gumbel import straight_through_gumbel
 from marl_memory.networks.deterministic import DeterministicActor, uniform
+from marl_memory.networks.greedy import GreedyActor
 
 Kind = Literal["gaussian", "ou", "gumbel"]
 
 
 class Explorer:
-    r"""The policy that collects; sets ``action``.
+    r"""A deterministic policy that collects; sets ``action``.
 
     While ``uniform`` is set, actions are uniform over the box, or over the allowed choices.  Then, in units where an
     agent's bounds are ±1 and with ε ~ N(0, 1) for each environment, agent and dimension:
@@ -98,3 +99,60 @@ class Explorer:
         """The inverse of `state_dict`."""
         self.generator.set_state(state["generator"])
         self.process = state["process"]
+
+
+class EpsilonGreedy:
+    r"""A greedy policy that collects; sets ``action``.
+
+    Each agent of each environment takes, with probability ε, an action drawn uniformly from those it is allowed, else
+    the greedy one.  ε is 1 while ``uniform`` is set, else falls linearly in frames.
+
+    Args:
+        actor: the policy.
+        epsilon: ε at the start of the run.
+        epsilon_final: what ε falls to.
+        fraction: the share of the run's frames in which it does.
+        seed: of the generator.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    def __init__(self, actor: GreedyActor, *, epsilon: float, epsilon_final: float, fraction: float, seed: int) -> None:
+        for name, value in (("epsilon", epsilon), ("epsilon_final", epsilon_final)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"algorithm.{name}={value!r} must lie in [0, 1]")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"algorithm.epsilon_fraction={fraction!r} must lie in (0, 1]")
+        self.actor, self.epsilon, self.epsilon_final, self.fraction = actor, epsilon, epsilon_final, fraction
+        self.uniform, self.scale = True, epsilon
+        self.generator = Generator().manual_seed(seed)
+
+    def set_progress(self, progress: float) -> None:
+        """ε for this share of the run."""
+        self.scale = self.epsilon + (self.epsilon_final - self.epsilon) * min(progress / self.fraction, 1.0)
+
+    @torch.no_grad()
+    def __call__(self, td: TensorDictBase) -> TensorDictBase:
+        """Choose actions for the observations in ``td``."""
+        k = self.actor.keys
+        mask: Tensor = td.get(k.action_mask)
+        u = torch.rand(*mask.shape[:-1], mask.shape[-1] + 1, generator=self.generator)  # the last one is ε's
+        action = torch.where(mask, u[..., :-1], -1.0).argmax(-1)
+        if not self.uniform:
+            action = torch.where(u[..., -1] < self.scale, action, self.actor.choose(td))
+        return td.set(k.action, action)
+
+    def episodes_ended(self, done: Tensor) -> None:
+        """Nothing is carried from step to step."""
+
+    def cut_episodes(self) -> None:
+        """Nothing is carried from step to step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.generator.set_state(state["generator"])

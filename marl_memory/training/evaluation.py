@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from marl_memory.networks.actor import Actor
-from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.networks.policy import Policy
 from marl_memory.training.collection import Episodes, TaskEnv
 
 LONGEST = 100_000
@@ -13,7 +12,7 @@ LONGEST = 100_000
 
 
 @torch.no_grad()
-def evaluate(env: TaskEnv, actor: Actor | DeterministicActor, *, episodes: int, seed: int) -> Episodes:
+def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
     Environment j plays its first ⌈·⌉ or ⌊·⌋ share of them, fixed beforehand: taking whichever episodes end first would

@@ -18,8 +18,8 @@ import torch
 
 from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, derive_seed
 from marl_memory.memory.operator import Memory
-from marl_memory.networks.actor import Actor, Body
-from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.networks.actor import Body
+from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
 from marl_memory.training.checkpoint import (
     Checkpoint,
@@ -355,7 +355,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Actor | DeterministicActor:
+def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
     """The greedy policy of a run: ``policy(td)`` sets the action for the observations in ``td``.
 
     Args:

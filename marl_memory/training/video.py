@@ -15,8 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from tensordict import TensorDictBase
 
-from marl_memory.networks.actor import Actor
-from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.networks.policy import Policy
 from marl_memory.training.checkpoint import NotWrittenError, naming
 from marl_memory.training.collection import Episodes, TaskEnv
 from marl_memory.training.evaluation import evaluate
@@ -115,7 +114,7 @@ def asking_for_pictures(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def film(
     env: Drawable,
-    actor: Actor | DeterministicActor,
+    actor: Policy,
     file: Path,
     *,
     episodes: int,

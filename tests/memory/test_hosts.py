@@ -48,7 +48,7 @@ STRENGTH = {
 }
 USED = ("sil", "return_memory")
 """Memories that report how many rows they used."""
-OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3")
+OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3", "dqn", "idqn")
 
 TEAMS = ["mamujoco/half_cheetah_2x3", "mpe/simple_spread", "smax/3m"]
 TABLE = [
@@ -62,7 +62,12 @@ TABLE = [
     *((algorithm, env, GRADIENT) for algorithm in ("maddpg", "matd3") for env in TEAMS),
     # Tasks whose episodes end within these few frames.
     *((algorithm, "smax/3m", SIL) for algorithm in ("ppo", "mappo")),
-    *((algorithm, env, RETURNS) for algorithm in ("mappo", "maddpg") for env in ("mpe/simple_spread", "smax/3m")),
+    *(
+        (algorithm, env, RETURNS)
+        for algorithm in ("mappo", "maddpg", "idqn")
+        for env in ("mpe/simple_spread", "smax/3m")
+    ),
+    ("dqn", "box2d/lunar_lander", RETURNS),
 ]
 NEEDS = {"box2d": "Box2D", "mujoco": "mujoco", "mamujoco": "gymnasium_robotics", "mpe": "mpe2", "smax": "jaxmarl"}
 
@@ -113,6 +118,7 @@ TOYS = [
     ("mappo", "toy/masked_duel", RETURNS),
     ("td3", "toy/rendezvous", RETURNS),
     ("maddpg", "toy/masked_duel", RETURNS),
+    ("idqn", "toy/masked_duel", RETURNS),
 ]
 
 

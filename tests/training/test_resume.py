@@ -128,6 +128,15 @@ OFF_POLICY = [
 ]
 
 
+TWO_DUELING = [
+    "algorithm.critics=2",
+    "algorithm.dueling=true",
+    "algorithm.target_every=7",
+    "algorithm.epsilon_fraction=1",
+    "algorithm.train_every=4",
+]
+
+
 @pytest.mark.parametrize(
     ("algorithm", "env", "more"),
     [
@@ -135,6 +144,7 @@ OFF_POLICY = [
         ("td3", "toy/rendezvous", ["algorithm.storage=memmap", "algorithm.train_every=4"]),
         ("maddpg", "toy/masked_duel", []),
         ("matd3", "toy/masked_duel", ["algorithm.share_actor=true"]),
+        ("idqn", "toy/masked_duel", TWO_DUELING),
     ],
 )
 def test_resume_equals_uninterrupted_with_a_replay(algorithm: str, env: str, more: list[str], tmp_path: Path) -> None:
@@ -156,7 +166,12 @@ MEMORIES = {
     "mnemo_region": [("mappo", "toy/masked_duel"), ("ippo", "toy/rendezvous")],
     "mnemo_gradient": [("maddpg", "toy/masked_duel"), ("matd3", "toy/rendezvous")],
     "sil": [("ppo", "toy/rendezvous"), ("mappo", "toy/masked_duel")],
-    "return_memory": [("mappo", "toy/masked_duel"), ("td3", "toy/rendezvous"), ("maddpg", "toy/masked_duel")],
+    "return_memory": [
+        ("mappo", "toy/masked_duel"),
+        ("td3", "toy/rendezvous"),
+        ("maddpg", "toy/masked_duel"),
+        ("dqn", "toy/masked_duel"),
+    ],
 }
 
 
@@ -164,7 +179,7 @@ MEMORIES = {
 def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, tmp_path: Path) -> None:
     pairs = []
     for (algorithm, env), scope in itertools.product(MEMORIES[memory], SCOPES):
-        host = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3") else TOY[1:]
+        host = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
         options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
         if memory != "sil":

@@ -43,7 +43,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     )
 
     return {
-        "collection": [collection.overheads, collection.fractions, collection.smax],
+        "collection": [collection.overheads, collection.fractions, collection.toy, collection.smax],
         "update": [update.minibatches, update.advantages],
         "off_policy": [off_policy.updates, off_policy.value_updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from marl_memory.algorithms.td3 import TD3
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 from marl_memory.training.collection import Collector
-from marl_memory_envs.base import environment_seeds
+from marl_memory_envs.base import AgentsEnv, environment_seeds
 from marl_memory_envs.vector import VectorEnv, vector_env
 
 STEPS = 100
@@ -67,7 +68,7 @@ class Timed:
         return result
 
 
-def random_actions(env: VectorEnv, steps: int) -> torch.Tensor:
+def random_actions(env: AgentsEnv, steps: int) -> torch.Tensor:
     """``[steps, N, A]`` discrete actions that every environment allows, or ``[steps, N, A, P]`` continuous ones."""
     spec, generator = env.task_spec, torch.Generator().manual_seed(0)
     shape = (steps, env.n_envs, spec.n_agents)
@@ -158,6 +159,33 @@ def fractions(repeats: int) -> Iterator[Row]:
         actions, seeds = random_actions(beside, STEPS).numpy(), environment_seeds(0, 8)
         timed = turns(partial(raw_loop, beside.envs, actions, seeds), collector.collect, repeats)
         yield ratio(f"collection, share of raw, {name}", timed, calls=STEPS, environments=8, width="2×64")
+
+
+def toy(repeats: int) -> Iterator[Row]:
+    """Environment steps a second of the slowest toy task, 16 environments, resets and adapter and all, no policy.
+
+    Those with chance, which draw random numbers at every step; an absolute speed, so a busy machine lowers it.
+    """
+    modules = {"cliff_walking": "slip", "four_rooms": "slip", "chain": "slip", "dark_chamber": "slip"}
+    modules |= {"hidden_coupling": "noise", "redundant_observations": "noise", "homogeneous_team": "slip"}
+    found: dict[str, list[float]] = {}
+    for name, chance in modules.items():
+        env = import_module(f"marl_memory_envs.toy.{name}").vector_env(n_envs=16, seed=0, **{chance: 0.1})
+        drawn, state = random_actions(env, STEPS), {"td": env.reset()}
+
+        def turn(env: Any = env, drawn: Any = drawn, state: Any = state) -> float:
+            def steps() -> None:
+                for row in drawn:
+                    state["td"].set(env.task_spec.keys.action, row)
+                    _, state["td"] = env.step_and_maybe_reset(state["td"])
+
+            return seconds(steps)
+
+        taken, _ = calmest(turn, float, repeats)
+        found[name] = [16 * STEPS / each / 1000 for each in taken]
+    slowest = min(found, key=lambda name: statistics.median(found[name]))
+    others = {name: f"{statistics.median(values):.0f}" for name, values in found.items() if name != slowest}
+    yield Row("toy tasks, the slowest's steps a second", found[slowest], "k", {"environments": 16, "slowest": slowest, **others})
 
 
 def smax(repeats: int) -> Iterator[Row]:

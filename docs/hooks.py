@@ -63,7 +63,9 @@ def _tasks(folder: str) -> str:
     for file in sorted((CONFIGS / "env" / folder).rglob("*.yaml")):
         config = _read(file)
         name = file.relative_to(CONFIGS / "env").with_suffix("").as_posix()
-        made = config.get("factory") or f"{config['_target_']}(map={config['map']})"
+        made = config.get("factory") or config["_target_"]
+        if "map" in config:
+            made += f"(map={config['map']})"
         kwargs = ", ".join(f"{key}={value}" for key, value in (config.get("kwargs") or {}).items())
         common = "common" if config.get("common_reward", True) else "each agent's own"
         rows.append((f"`{name}`", f"`{made}`", f"`{kwargs}`" if kwargs else "–", common))

@@ -185,7 +185,12 @@ def toy(repeats: int) -> Iterator[Row]:
         found[name] = [16 * STEPS / each / 1000 for each in taken]
     slowest = min(found, key=lambda name: statistics.median(found[name]))
     others = {name: f"{statistics.median(values):.0f}" for name, values in found.items() if name != slowest}
-    yield Row("toy tasks, the slowest's steps a second", found[slowest], "k", {"environments": 16, "slowest": slowest, **others})
+    yield Row(
+        "toy tasks, the slowest's steps a second",
+        found[slowest],
+        "k",
+        {"environments": 16, "slowest": slowest, **others},
+    )
 
 
 def smax(repeats: int) -> Iterator[Row]:

@@ -31,6 +31,7 @@ HANDED_OVER = {
     "in_features",
     "out_features",
     "output_gain",
+    "again",
 }
 
 

@@ -71,7 +71,8 @@ class Keys:
     (``[*B, A, 1]``, weight of the squared error where a value lies under its target; 1 is the plain square), and
     ``action_gradient`` (``[*B, A, P]``, ∂Q/∂a in units of `ActionVector`).  And, where a memory asks for them,
     ``td_error`` (``[*B, A, C']``, target − value of the first C' critics) and ``policy_action`` (``[*B, A, P]``, what
-    the policy does at the observation, in units of `ActionVector`; probabilities where actions are discrete); the
+    the policy does at the observation, in units of `ActionVector`; probabilities where actions are discrete);
+    ``features`` (``[*B, A, H]``, what the last layer of the actor reads at the observation, detached); the
     parameters of the policy that acted, ``policy(name)`` (``[*B, A, P]``: ``log_probs``, or ``loc`` and ``scale``
     before squashing); ``action_values`` (``[*B, A, P]``, Q of every discrete action: no host of ours has it).
 
@@ -115,6 +116,7 @@ class Keys:
 
     td_error: tuple[str, ...] = field(init=False, default=("learn", "td_error"))
     policy_action: tuple[str, ...] = field(init=False, default=("learn", "policy_action"))
+    features: tuple[str, ...] = field(init=False, default=("learn", "features"))
 
     action_values: tuple[str, ...] = field(init=False, default=("learn", "action_values"))
     region: tuple[str, ...] = field(init=False, default=("learn", "region"))

@@ -28,6 +28,7 @@ from marl_memory.cli import main
 from marl_memory.training.checkpoint import CheckpointFolder, IncompatibleCheckpointError, NotWrittenError
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import release
+from tests import fresh
 
 SMALL = [
     "training.n_envs=2",
@@ -167,6 +168,7 @@ MEMORY = [
     ([*REGION, "memory.mnemo_region.search=ivf"], "search='ivf' must be one of exact, lists"),
     ([*REGION, "memory.mnemo_region.search=lists", "memory.mnemo_region.capacity=512"], "use search='exact' below"),
     ([*REGION, "memory.mnemo_region.strength=2"], "strength=2 must lie in [0, 1]"),
+    ([*REGION, "memory.mnemo_region.keys=state"], "keys='state' must be 'observation' or 'features'"),
     ([*REGION, "memory.mnemo_region.payloads=none"], "payloads='none' must be 'own' or 'shuffled'"),
     ([*REGION, "memory.mnemo_region.gate_slope=0"], "gate_slope=0 must lie in (0, 1]"),
     ([*REGION, "scope=all"], "scope='all' must be one of per_agent, shared, centralized"),
@@ -614,13 +616,7 @@ main()
 
 def command(*words: str, limit: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, whose files may have ``limit`` bytes each at most (0: any number)."""
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *words],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, **variables},
-    )
+    return fresh.python(LIMITED, limit, *words, env={**os.environ, **variables})
 
 
 def test_a_file_that_does_not_fit_while_training() -> None:

@@ -15,6 +15,7 @@ from marl_memory.cli import main
 from marl_memory.training.checkpoint import CheckpointFolder, NoCheckpointError
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import make_env, read_config
+from tests import fresh
 
 SMALL = [
     "training.n_envs=4",
@@ -28,8 +29,7 @@ SMALL = [
 
 
 def cli(*arguments: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "marl_memory.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200)
+    done = fresh.command(*arguments, cwd=cwd)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 

@@ -26,6 +26,7 @@ HANDED_OVER = {
     "off_policy",
     "n_critics",
     "reach",
+    "feature_size",
     "generator",
     "banks",
     "in_features",

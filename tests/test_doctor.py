@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +13,7 @@ import torch
 from marl_memory import cli, doctor
 from marl_memory.doctor import Row, examine, report
 from marl_memory.training import tasks
+from tests import fresh
 
 
 def rows(section: str, folder: Path = Path()) -> dict[str, Row]:
@@ -23,8 +22,7 @@ def rows(section: str, folder: Path = Path()) -> dict[str, Row]:
 
 def test_the_command_tells_all_and_fits_a_terminal(tmp_path: Path) -> None:
     environment = {**os.environ, "SC2PATH": "nowhere"}
-    command = [sys.executable, "-m", "marl_memory", "doctor"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    done = fresh.command("doctor", cwd=tmp_path, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line for line in lines if line and not line.startswith(" ")] == [

@@ -162,8 +162,8 @@ class DeterministicHost(OffPolicyAlgorithm):
 
     @property
     def offers(self) -> set[tuple[str, ...]]:
-        """``td_error`` ``[A, C']`` and ``policy_action`` ``[A, P]``."""
-        return {self.keys.td_error, self.keys.policy_action}
+        """``td_error`` ``[A, C']``, ``policy_action`` ``[A, P]`` and ``features`` ``[A, H]``."""
+        return {self.keys.td_error, self.keys.policy_action, self.keys.features}
 
     @property
     def replay_keys(self) -> list[NestedKey]:
@@ -186,7 +186,9 @@ class DeterministicHost(OffPolicyAlgorithm):
     def compute_action_gradient(self, rows: TensorDictBase) -> None:
         """Write $g_i$ at a present choice of the actors (discrete: a straight-through sample)."""
         k = self.keys
-        self._chosen, output = self.actor.relaxed(rows, self.generator)
+        features = rows.get(k.features, None)
+        hidden = {} if features is None else {"hidden": features}
+        self._chosen, output = self.actor.relaxed(rows, self.generator, **hidden)
         if (asked := rows.get(k.policy_action, None)) is not None:
             asked.copy_(output.detach() if self.spec.continuous else output.detach().softmax(-1))
         chosen = self._chosen.detach().requires_grad_()

@@ -166,9 +166,9 @@ class PPO(OnPolicyAlgorithm):
 
     @property
     def offers(self) -> set[tuple[str, ...]]:
-        """``policy(name)`` ``[A, P]``: the parameters of the policy that acted."""
+        """``policy(name)`` ``[A, P]``: the parameters of the policy that acted; its ``features`` ``[A, H]``."""
         names = ("loc", "scale") if self.spec.continuous else ("log_probs",)
-        return {self.keys.policy(name) for name in names}
+        return {self.keys.features, *(self.keys.policy(name) for name in names)}
 
     def check_batch(self, rows: int) -> None:
         """Every minibatch needs a row."""
@@ -199,8 +199,9 @@ class PPO(OnPolicyAlgorithm):
         """Write values, `gae` advantages and λ-return targets, and what is known of the policy that acted."""
         k, alive = self.keys, batch.get(self.keys.alive)
         asked = batch.get(k.policy("log_probs")[:-1], None)
-        if asked is not None or not self.actor.densities:
-            acted = self.actor.distribution(batch)
+        features = batch.get(k.features, None)
+        if asked is not None or features is not None or not self.actor.densities:
+            acted = self.actor.distribution(batch, **({} if features is None else {"hidden": features}))
             if asked is not None:
                 asked.update_(acted.parameters)
             if not self.actor.densities:

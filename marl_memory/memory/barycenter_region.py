@@ -55,7 +55,7 @@ class BarycenterRegion(MemoryOperator):
     Args:
         spec: the task.
         seed: the run's seed; ``policy="simhash"`` and ``payloads="shuffled"`` draw from it.
-        scope, capacity, budget, policy, neighbours, half_life, search, projection, min_rows: see
+        scope, capacity, budget, policy, neighbours, half_life, search, keys, feature_size, projection, min_rows: see
             `GradientField`.
         coefficient: $c_M$.
         mass_half: c.
@@ -91,6 +91,8 @@ class BarycenterRegion(MemoryOperator):
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
         search: str = "exact",
+        keys: Literal["observation", "features"] = "observation",
+        feature_size: int | None = None,
         projection: int | None = None,
         min_rows: int | None = None,
         coefficient: float = 0.5,
@@ -134,6 +136,8 @@ class BarycenterRegion(MemoryOperator):
             neighbours=neighbours,
             half_life=half_life,
             search=search,
+            keys=keys,
+            feature_size=feature_size,
             projection=projection,
             min_rows=min_rows,
             payloads=payloads,
@@ -176,7 +180,7 @@ class BarycenterRegion(MemoryOperator):
     def asks(self) -> Entries:
         """See `MemoryOperator.asks`."""
         k, shape = self.spec.keys, (self.spec.n_agents, self.spec.action_size)
-        asked = {k.policy(name): Entry(shape) for name in _parameters(self.spec)}
+        asked = {**self.trace.asks, **{k.policy(name): Entry(shape) for name in _parameters(self.spec)}}
         return {**asked, k.action_values: Entry(shape)} if self.cost_name == "value" else asked
 
     @property

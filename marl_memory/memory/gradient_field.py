@@ -93,6 +93,9 @@ class GradientField(MemoryOperator):
         neighbours: K.
         half_life: environment steps after which a row counts half; None: never.
         search: ``exact``, or ``lists`` for banks of tens of thousands of rows, see `RingStore`.
+        keys: what rows are found by: ``observation`` (the state, with ``scope="centralized"``), or ``features``: what
+            the last layer of the host's actor reads, detached.  They drift as it learns: rows age.
+        feature_size: width of ``features``; in a run the host's is handed over.
         projection: to how many dimensions keys are projected before they are compared; None: they are not.
         min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
@@ -128,6 +131,8 @@ class GradientField(MemoryOperator):
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
         search: str = "exact",
+        keys: Literal["observation", "features"] = "observation",
+        feature_size: int | None = None,
         projection: int | None = None,
         min_rows: int | None = None,
         beta: float = 0.5,
@@ -170,6 +175,8 @@ class GradientField(MemoryOperator):
             neighbours=neighbours,
             half_life=half_life,
             search=search,
+            keys=keys,
+            feature_size=feature_size,
             projection=projection,
             min_rows=min_rows,
             payloads=payloads,
@@ -216,7 +223,7 @@ class GradientField(MemoryOperator):
     def asks(self) -> Entries:
         """See `MemoryOperator.asks`."""
         k, a = self.spec.keys, self.spec.n_agents
-        asked = {k.policy_action: Entry((a, self.spec.action_size))}
+        asked = {**self.trace.asks, k.policy_action: Entry((a, self.spec.action_size))}
         return asked if self.gate is None else {**asked, k.td_error: Entry((a, 1))}
 
     @property

@@ -86,7 +86,8 @@ class JoinedRegion:
         region = self.region
         if td.get(region.weight, None) is None:
             raise ValueError("this batch has no p*: recall(batch) first")
-        region.write(self._view(td).update({key: td.get(key) for key in (*region.asks, *region.entries)}))
+        recalled = (*(region.asks.keys() - region.trace.asks.keys()), *region.entries)
+        region.write(self._view(td).update({key: td.get(key) for key in recalled}))
 
     def set_progress(self, frames: int, progress: float) -> None:
         """See `MemoryOperator.set_progress`."""
@@ -105,7 +106,8 @@ class JoinedRegion:
 
     def _view(self, td: TensorDictBase) -> TensorDict:
         """What the operator reads besides the policy's distribution."""
-        region, k, view = self.region, self.region.spec.keys, self.entries.view(td)
+        region, k = self.region, self.region.spec.keys
+        view = self.entries.view(td, region.trace.feature_size)
         if not region.spec.continuous:
             shape = (*view.batch_size, region.spec.n_agents, region.spec.action_size)
             view.set(k.action_mask, torch.ones(shape, dtype=torch.bool, device=view.get(k.alive).device))

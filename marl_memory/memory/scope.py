@@ -32,12 +32,14 @@ class Scope(nn.Module):
         name: ``per_agent``, ``shared`` or ``centralized``.
         spec: the task.
         actions: whether an action is part of a key: the own one, or in the team's state all agents'.
+        feature_size: H, where rows are found by the features of the host's actor, the own ones or all agents' side by
+            side, in the place of observation and state; None: they are not.
 
     Raises:
         ValueError: for another name.
     """
 
-    def __init__(self, name: str, spec: TaskSpec, *, actions: bool = False) -> None:
+    def __init__(self, name: str, spec: TaskSpec, *, actions: bool = False, feature_size: int | None = None) -> None:
         super().__init__()
         if name not in SCOPES:
             raise ValueError(f"scope={name!r} must be one of {', '.join(SCOPES)}")
@@ -64,8 +66,11 @@ class Scope(nn.Module):
         self.all_present = bool(self.present.all())
         self.padded = not all(all(row) for row in spec.observation_valid)
         self.joint = name == "centralized"
+        self.feature_size = feature_size
         self.features = spec.state_size if self.joint else spec.observation_size
         """F, of a key."""
+        if feature_size is not None:
+            self.features = feature_size * (self.n_agents if self.joint else 1)
         self.vectors = ActionVector(spec) if actions else None
         if actions:
             self.features += spec.action_size * (self.n_agents if self.joint else 1)
@@ -104,9 +109,13 @@ class Scope(nn.Module):
     def keys_of(self, td: TensorDictBase) -> Tensor:
         """What rows are found by: own observations ``[G, R, F]``, or the state ``[1, R, F]``; actions behind them.
 
-        Padding and the dead have 0 there, whatever ``td`` holds.
+        Padding and the dead have 0 there, whatever ``td`` holds.  In their place, where so asked, features.
         """
         alive: Tensor = td.get(self.key_names.alive)
+        if self.feature_size is not None:
+            own = torch.where(alive.unsqueeze(-1), td.get(self.key_names.features), 0.0)
+            key = self._with_action(own.flatten(-2) if self.joint else own, td, alive)
+            return key.reshape(1, -1, self.features) if self.joint else self.to_banks(key).squeeze(2)
         counts = alive.unsqueeze(-1)
         if self.padded or self.joint:
             counts = counts & self.valid

@@ -24,6 +24,7 @@ DEFAULTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "advantage": (("GROUP", "advantage"), ("advantage",)),
     "td_error": (("learn", "td_error"),),
     "action_values": (("learn", "action_values"),),
+    "features": (("GROUP", "features"), ("features",)),
 }
 """Where each entry is looked for, in this order, unless a key is given; ``GROUP`` is the agents' group."""
 
@@ -86,10 +87,10 @@ class StockEntries:
             raise ValueError(f"{name} must be {[*batch, agents]}{behind} for {agents} agents, got {list(x.shape)}")
         return x
 
-    def view(self, td: TensorDictBase) -> TensorDict:
+    def view(self, td: TensorDictBase, feature_size: int | None = None) -> TensorDict:
         """Of ``td`` ``[*B]`` what rows are found by: observation, state, who lives, and row numbers if there are any.
 
-        Without an entry ``alive`` all live.
+        Without an entry ``alive`` all live.  With a ``feature_size``, features of that width too.
         """
         k = self.spec.keys
         observation = self(td, "observation")
@@ -102,6 +103,11 @@ class StockEntries:
         state = self.find(td, "state") if self.spec.own_state else observation.flatten(-2)
         if state is not None:
             view.set(k.state, state.detach())
+        if feature_size is not None:
+            features = self(td, "features")
+            if features.shape[-1] != feature_size:
+                raise ValueError(f"features are {features.shape[-1]} wide, not feature_size={feature_size}")
+            view.set(k.features, features)
         if (row := self.find(td, "row")) is not None:
             if row.shape != td.batch_size:
                 raise ValueError(f"row must be {list(td.batch_size)}, got {list(row.shape)}; row=None does without")

@@ -67,6 +67,7 @@ class ActionTap(TensorDictModuleBase):
         self.half_range = torch.where(torch.tensor(spec.action_valid), (high - low) / 2, 1.0)
         # The loss hands an actor only the entries that it names here.
         wanted = ["observation", "alive", "row"] + ["state"] * spec.own_state * field.scope.joint
+        wanted += ["features"] * (field.trace.feature_size is not None)
         wanted += ["td_error", "value_target", "reward"] * (field.gate is not None)
         self.in_keys = [action, *(key for name in wanted for key in entries.keys[name])]
         self.out_keys = [action]
@@ -89,7 +90,7 @@ class ActionTap(TensorDictModuleBase):
 
     def _rows(self, field: GradientField, td: TensorDictBase, action: Tensor) -> TensorDict:
         """What the field reads and writes, but for the gradient."""
-        k, rows = field.spec.keys, self.entries.view(td)
+        k, rows = field.spec.keys, self.entries.view(td, field.trace.feature_size)
         if field.gate is not None:
             for key, name in ((k.td_error, "td_error"), (k.value_target, "value_target"), (k.learn_reward, "reward")):
                 if self.entries.find(td, name) is None:

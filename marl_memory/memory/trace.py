@@ -55,6 +55,9 @@ class Trace(nn.Module):
         keep_neighbours: writes for which a row of the replay keeps its neighbours, see `KeptNeighbours`; None: they are
             searched for at every draw.
         keep_rows: of how many rows of the replay.
+        keys: ``observation`` (the state, where rows are the team's) or ``features`` (of the host's actor): what rows
+            are found by.
+        feature_size: H, of ``keys="features"``.
         actions: whether an action is part of a key, see `Scope`.
         least_bandwidth: see `RingStore`.
     """
@@ -80,6 +83,8 @@ class Trace(nn.Module):
         sketch_size: int = 512,
         keep_neighbours: int | None = None,
         keep_rows: int = 1_000_000,
+        keys: str = "observation",
+        feature_size: int | None = None,
         actions: bool = False,
         least_bandwidth: float = LEAST_BANDWIDTH,
     ) -> None:
@@ -89,8 +94,13 @@ class Trace(nn.Module):
         check_positive(capacity=capacity, neighbours=neighbours, half_life=half_life, projection=projection)
         if min_rows is not None and min_rows < 0:
             raise ValueError(f"min_rows={min_rows!r} must not be negative")
+        if keys not in ("observation", "features"):
+            raise ValueError(f"keys={keys!r} must be 'observation' or 'features'")
+        if keys == "features" and feature_size is None:
+            raise ValueError("keys='features' needs feature_size, the width of what the host's actor gives as features")
         self.spec, self.shuffled = spec, payloads == "shuffled"
-        self.scope = Scope(scope or "shared", spec, actions=actions)
+        self.feature_size = feature_size if keys == "features" else None
+        self.scope = Scope(scope or "shared", spec, actions=actions, feature_size=self.feature_size)
         rows = self.scope.rows_per_bank(capacity, budget)
         self.generator = Generator().manual_seed(seed)
         if policy not in (*POLICIES, "best"):
@@ -133,12 +143,20 @@ class Trace(nn.Module):
             self.entries[self.rows_key] = Entry((*own, neighbours), torch.int64)
             self.entries[self.squared_key] = Entry((*own, neighbours))
         k = spec.keys
+        found_by = k.state if self.scope.joint else k.observation
         self.in_keys = [
-            k.state if self.scope.joint else k.observation,
+            found_by if self.feature_size is None else k.features,
             k.alive,
             k.row,
             *([k.action] if actions else []),
         ]
+
+    @property
+    def asks(self) -> Entries:
+        """See `MemoryOperator.asks`."""
+        if self.feature_size is None:
+            return {}
+        return {self.spec.keys.features: Entry((self.spec.n_agents, self.feature_size))}
 
     @property
     def payloads(self) -> Payloads | None:

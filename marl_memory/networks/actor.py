@@ -31,6 +31,8 @@ class Body(Protocol):
         """A module ``[*B, in] → [*B, out]`` (one bank) or ``[*B, A, in] → [*B, A, out]`` (A banks).
 
         The last ``again`` inputs are read by the second layer too; who never asks for it need not offer it.
+        For memories that find rows by the host's features it has a ``hidden_size`` H, and its ``forward`` takes
+        ``hidden``, see `MLP`.
         """
         ...
 
@@ -126,9 +128,9 @@ class Actor(TensorDictModuleBase):
         bounds = (spec.action_low, spec.action_high, spec.action_valid)
         self.box = Box(*map(torch.tensor, bounds)) if spec.continuous else None
 
-    def distribution(self, td: TensorDictBase) -> Distribution:
-        """The policy at the observations of ``td``; batch shape ``[*B, A]``."""
-        output = self.body(self.input(td.get(self.keys.observation)))
+    def distribution(self, td: TensorDictBase, **hidden: Tensor) -> Distribution:
+        """The policy at the observations of ``td``; batch shape ``[*B, A]``.  For ``hidden`` see `MLP`."""
+        output = self.body(self.input(td.get(self.keys.observation)), **hidden)
         if self.log_std is None or self.box is None:
             return MaskedCategorical(output, td.get(self.keys.action_mask))
         return TanhNormal(output, self.log_std, self.box)

@@ -96,19 +96,22 @@ class DeterministicActor(TensorDictModuleBase):
         )
         self.vectors = ActionVector(spec)
 
-    def output(self, td: TensorDictBase) -> Tensor:
-        """``[*B, A, P]``: actions scaled to [−1, 1], padding 0; or logits, the lowest number where forbidden."""
-        raw = self.body(self.input(td.get(self.keys.observation)))
+    def output(self, td: TensorDictBase, **hidden: Tensor) -> Tensor:
+        """``[*B, A, P]``: actions scaled to [−1, 1], padding 0; or logits, the lowest number where forbidden.
+
+        For ``hidden`` see `MLP`.
+        """
+        raw = self.body(self.input(td.get(self.keys.observation)), **hidden)
         if self.spec.continuous:
             return self.vectors.without_padding(torch.tanh(raw))
         return torch.where(td.get(self.keys.action_mask), raw, torch.finfo(raw.dtype).min)
 
-    def relaxed(self, td: TensorDictBase, generator: Generator) -> tuple[Tensor, Tensor]:
+    def relaxed(self, td: TensorDictBase, generator: Generator, **hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Action vectors ``[*B, A, P]`` that gradients pass through, and `output`, from which they come.
 
         Continuous: `output` itself, nothing is drawn.  Discrete: a straight-through Gumbel-softmax sample.
         """
-        output = self.output(td)
+        output = self.output(td, **hidden)
         if self.spec.continuous:
             return output, output
         return straight_through_gumbel(output, uniform(output, generator), temperature=self.temperature), output

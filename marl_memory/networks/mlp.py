@@ -136,11 +136,18 @@ class MLP(nn.Module):
             for i, o, gain in zip(inputs, [*hidden, out_features], [*gains, output_gain], strict=True)
         )
         self.layer_norm, self.again = layer_norm, again
+        self.hidden_size = inputs[-1]
+        """H, what the last layer reads."""
         self.banks = banks
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """``[*B, in] → [*B, out]`` with one bank, ``[*B, A, in] → [*B, A, out]`` with A banks.
+
+        Args:
+            x: the input.
+            hidden: ``[*B, H]`` or ``[*B, A, H]``, where what the last layer reads is left, detached; None: nowhere.
+        """
         batch = x.shape[:-1]
         if self.banks > 1:
             rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
@@ -154,6 +161,9 @@ class MLP(nn.Module):
                 rows = torch.cat([rows, read], -1)
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
+            if hidden is not None and i == len(self.layers) - 1:
+                last = rows.detach().transpose(0, 1) if self.banks > 1 else rows.detach()
+                hidden.copy_(last.reshape(hidden.shape))
             # One bank, without the call of a module: at a few rows that costs as much as the product.
             rows = affine(rows, layer.weight, layer.bias) if self.banks == 1 else layer(rows)  # type: ignore[arg-type]
         if self.banks > 1:

@@ -65,14 +65,23 @@ class Case:
         return self.make(spec=self.spec, seed=self.seed)
 
     def batch(self, seed: int, *shape: int, room: bool = True, away: float = 0.0) -> TensorDict:
-        """See `make_batch`; where ``away`` is not 0 all observations and states are there, and all do the same."""
+        """See `make_batch`; where ``away`` is not 0 all observations are there, and all do the same."""
         td = make_batch(self.template, self.spec, *(shape or (ROWS,)), seed=seed, room=room)
         if away:
             td.get(self.keys.action).zero_()
-            observation, state = td.get(self.keys.observation), td.get(self.keys.state)
-            observation.copy_(torch.where(self.valid, away, 0.0).expand_as(observation))
-            state.copy_(torch.full_like(state, away) if self.spec.own_state else observation.flatten(-2))
+            self.put_at(td, torch.tensor(away).expand(*td.batch_size, self.spec.n_agents))
         return td
+
+    def put_at(self, td: TensorDict, places: Tensor) -> None:
+        """Bring the agents of ``td`` to ``places`` ``[*B, A]``, and the team's own state to the first one's: there are
+        their observations, and the features that a host makes of them.
+        """
+        k, places = self.keys, places.unsqueeze(-1)
+        td.get(k.observation).copy_(torch.where(self.valid, places, 0.0))
+        state = td.get(k.state)
+        state.copy_(places[..., 0, :].expand_as(state) if self.spec.own_state else td.get(k.observation).flatten(-2))
+        if (features := td.get(k.features, None)) is not None:
+            features.copy_(places.expand_as(features))
 
     @cached_property
     def original(self) -> MemoryOperator:

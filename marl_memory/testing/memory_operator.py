@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import nn
 
 from marl_memory.memory.operator import MemoryOperator, Stage
@@ -302,20 +301,11 @@ def does_not_recall_itself(case: Case) -> None:
         return
     td, again = case.batch(509), case.batch(516)
     for rows in (td, again):
-        _scatter(case, rows)
+        case.put_at(rows, torch.arange(1.0, ROWS * case.spec.n_agents + 1).view(ROWS, -1) * AWAY)
     again.get(case.keys.row).copy_(td.get(case.keys.row))  # the same rows, drawn again when the critic has moved on
     assert not case.recall(operator, td).acted.any(), "memory acts where nothing was ever written"
     step(operator, td)
     assert not case.recall(operator, again).acted.any(), "rows are changed by what was written of them"
-
-
-def _scatter(case: Case, td: TensorDict) -> None:
-    """Put every observation and state where no other is."""
-    k, shape = case.keys, td.get(case.keys.observation).shape
-    places = torch.arange(1, shape[0] * shape[1] + 1).view(shape[0], shape[1], 1) * AWAY
-    td.get(k.observation).copy_(torch.where(case.valid, places, 0.0))
-    own = places[:, :1, 0].expand_as(td.get(k.state))
-    td.get(k.state).copy_(own if case.spec.own_state else td.get(k.observation).flatten(-2))
 
 
 def keeps_agents_apart(case: Case) -> None:

@@ -79,10 +79,10 @@ HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).paramet
 BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
 """Parameters of a section's target that the run hands over."""
 
-BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "n_critics", "reach")
+BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "feature_size", "n_critics", "reach")
 """Parameters of operators that the run hands over to those that take them: the task, a seed, N and the vector steps of
-the batches they are written from, whether the host learns Q(s, a) from a replay, how many critics it has and what they
-read (`Algorithm.reach`)."""
+the batches they are written from, whether the host learns Q(s, a) from a replay, the width of its features, how many
+critics it has and what they read (`Algorithm.reach`)."""
 
 MAY_CHANGE = (
     "logger.",
@@ -192,6 +192,7 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
         "n_envs": training["n_envs"],
         "batch_steps": training["steps"] if replay is None else replay.train_every,
         "off_policy": replay is not None,
+        "feature_size": getattr(getattr(algorithm.actor, "body", None), "hidden_size", None),
         "n_critics": algorithm.learn_entries[spec.keys.value_target].shape[-1],
         "reach": algorithm.reach,
     }

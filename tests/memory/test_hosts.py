@@ -138,6 +138,25 @@ def test_memory_acts_in_every_scope_and_not_at_strength_0(
         assert all(torch.equal(p, idle[key]) for key, p in host.items())
 
 
+FEATURES = [("mappo", REGION), ("ppo", REGION), ("maddpg", GRADIENT), ("itd3", GRADIENT)]
+
+
+@pytest.mark.parametrize(("algorithm", "memory"), FEATURES, ids=lambda x: x if isinstance(x, str) else "")
+def test_rows_are_found_by_what_the_hosts_actor_sees(algorithm: str, memory: list[str], tmp_path: Path) -> None:
+    """The features of unequal agents, of one network or one each, are theirs; at strength 0 nothing changes."""
+    name = memory[0][8:-1]
+    options = ["env=toy/masked_duel", f"algorithm={algorithm}", *SMALL]
+    options += OFF_POLICY if algorithm in OFF else ON_POLICY
+    host, _ = run(tmp_path / "host", *options)
+    for scope in SCOPES[1:]:
+        found = [*memory, f"memory.{name}.keys=features", f"scope={scope}"]
+        with_memory, rows = run(tmp_path / scope, *options, *found)
+        assert_used(rows, name)
+        assert any(not torch.equal(p, with_memory[key]) for key, p in host.items())
+    idle, _ = run(tmp_path / "idle", *options, *found, f"memory.{name}.strength=0")
+    assert all(torch.equal(p, idle[key]) for key, p in host.items())
+
+
 def test_states_are_replayed_for_a_memory_whose_host_reads_observations_only(tmp_path: Path) -> None:
     options = ["env=toy/rendezvous", "algorithm=itd3", "scope=centralized", *SMALL, *OFF_POLICY, *GRADIENT]
     _, rows = run(tmp_path / "run", *options)

@@ -151,6 +151,16 @@ def test_penalty_is_the_weighted_divergence_and_trains_the_actor(team: bool) -> 
         assert (td[region.references["log_probs"]].exp()[forbidden] == 0).all()
 
 
+def test_rows_are_found_by_features_of_the_scripts_own() -> None:
+    region, actor = make_region(True, keys="features", feature_size=6), team_actor()
+    joined = region.join(actor, features="seen")
+    seen = torch.randn(B, 2, 6)
+    td = joined.recall(batch(True).set("seen", seen))
+    joined.remember(td)
+    assert torch.equal(region.trace.store.keys[0, : 2 * B], seen.flatten(0, 1))
+    assert joined.metrics(joined.recall(td))["neighbours"] > 0 and "features" not in td["learn"]
+
+
 def test_penalty_of_w2() -> None:
     region, actor = make_region(divergence="w2"), continuous_actor(squash=False)
     joined = region.join(actor)

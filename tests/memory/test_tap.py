@@ -32,7 +32,7 @@ def spec_of(agents: int = 1) -> TaskSpec:
 class Fake:
     """In the place of a field: ``change`` makes the fused gradient of the one it is given."""
 
-    gate, scope = None, SimpleNamespace(joint=False)
+    gate, scope, trace = None, SimpleNamespace(joint=False), SimpleNamespace(feature_size=None)
 
     def __init__(self, spec: TaskSpec, change: Any) -> None:
         self.spec, self.change = spec, change
@@ -291,6 +291,22 @@ def test_entries_by_other_names() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the refusals
+
+
+def test_rows_are_found_by_features_of_the_scripts_own() -> None:
+    """Observations that tell nothing apart, features that do: only what lies near in them is remembered."""
+    field = make_field(keys="features", feature_size=5, neighbours=4)
+    tap = ActionTap(field, StockEntries(field.spec, {"features": "seen"}), "action", "mean")
+    seen = torch.randn(B, 5)
+    rows = tap._rows(field, batch(B).set("seen", seen).set("observation", torch.zeros(B, F)), torch.zeros(B, P))
+    assert torch.equal(rows[field.spec.keys.features], seen.unsqueeze(-2)) and "seen" in tap.in_keys
+    rows.set(field.spec.keys.action_gradient, seen[:, None, :P].clone())
+    field.write(field(rows))
+    assert torch.equal(field.trace.store.keys[0, :B], seen)
+    with pytest.raises(ValueError, match="features are 4 wide, not feature_size=5"):
+        tap._rows(field, batch(B).set("seen", seen[:, :4]), torch.zeros(B, P))
+    with pytest.raises(ValueError, match="there is no features at agents/features or features: say where it is"):
+        ActionTap(field, StockEntries(field.spec, {}), "action", "mean")._rows(field, batch(B), torch.zeros(B, P))
 
 
 def test_the_gate_needs_entries_that_stock_losses_do_not_have() -> None:

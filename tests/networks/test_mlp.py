@@ -54,6 +54,19 @@ def test_banks_are_separate_plain_networks(activation: str, layer_norm: bool) ->
             torch.testing.assert_close(layer.bias.grad[bank, 0], copied.bias.grad)
 
 
+@pytest.mark.parametrize("banks", [1, 3])
+@pytest.mark.parametrize(("hidden", "layer_norm"), [((7, 6), False), ((7, 6), True), ((), False)])
+def test_what_the_last_layer_reads_is_left_where_asked(banks: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
+    network = with_biases(made(banks=banks, hidden=hidden, layer_norm=layer_norm))
+    x = torch.randn(2, 4, 3, 5)
+    left = torch.full((2, 4, 3, network.hidden_size), torch.nan)
+    output = network(x, hidden=left)
+    assert torch.equal(output, network(x)) and not left.requires_grad and output.requires_grad
+    last = network.layers[-1]
+    weight = last.weight if banks > 1 else last.weight.T
+    torch.testing.assert_close((left.unsqueeze(-2) @ weight).squeeze(-2) + last.bias.reshape(-1, 3), output)
+
+
 def test_shared_parameters_see_every_agent_alike() -> None:
     network = with_biases(made(hidden=(7,)))
     x = torch.randn(4, 3, 5)

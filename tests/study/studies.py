@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from marl_memory.study.results import read_results
+from tests import fresh
 
 TINY = """
 question: Does the machinery work?
@@ -52,7 +53,7 @@ def command(configs: Path, *words: str) -> list[str]:
 
 
 def run(configs: Path, *words: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(configs, *words), capture_output=True, text=True, cwd=cwd, timeout=250)
+    done = fresh.command(*command(configs, *words)[3:], cwd=cwd)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 

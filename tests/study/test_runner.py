@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from marl_memory.study.plan import make_plan
 from marl_memory.study.progress import Progress, last_frames
 from marl_memory.study.results import DamagedRecordError, Record, StudyError, read_results, run_folder
 from marl_memory.study.runner import Outcome, check_folder, run_study, slots
+from tests import fresh
 from tests.study.studies import TINY, kill_after, learnt, run, write
 
 ALL = [("meet", arm, seed) for arm in ("no_memory", "strength_0", "shared") for seed in (0, 1)]
@@ -218,9 +217,7 @@ def test_frames_of_a_file_that_is_being_written(tmp_path: Path) -> None:
 def test_the_quick_study_and_its_report(tmp_path: Path) -> None:
     """As the documentation gives them, with one seed."""
     for words in (["study", "study=quick", "study.seeds=[0]"], ["report", "runs/study/quick"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "marl_memory", *words], capture_output=True, text=True, cwd=tmp_path, timeout=250
-        )
+        done = fresh.command(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "runs/study/quick/report/index.html" in done.stdout
     assert len(read_results(tmp_path / "runs/study/quick").records) == 4

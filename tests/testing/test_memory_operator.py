@@ -14,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.cli import config_dir
+from marl_memory.memory.barycenter_region import BarycenterRegion
 from marl_memory.memory.gradient_field import GradientField
 from marl_memory.memory.operator import MemoryOperator, Stage, put
 from marl_memory.memory.return_memory import ReturnMemory
@@ -63,6 +64,13 @@ def test_the_defaults_keep_the_contract_too() -> None:
 )
 def test_options_keep_the_contract(options: dict[str, Any], scope: str) -> None:
     check_memory_operator(partial(GradientField, **SMALL, **options, scope=scope), capacity=CAPACITY)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("target", [GradientField, BarycenterRegion], ids=["gradient", "region"])
+def test_rows_found_by_features_keep_the_contract(target: Any, scope: str) -> None:
+    options = {"keys": "features", "feature_size": 6}
+    check_memory_operator(partial(target, **SMALL, **options, scope=scope), capacity=CAPACITY)
 
 
 # ----------------------------------------------------------------------------------------------- broken operators

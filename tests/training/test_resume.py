@@ -24,6 +24,7 @@ from marl_memory.memory.scope import SCOPES
 from marl_memory.training.checkpoint import CheckpointFolder
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import RunFolderError, read_config, release, resume, start
+from tests import fresh
 
 TOY = [
     "env=toy/masked_duel",
@@ -50,13 +51,8 @@ SMAX = [
 ]
 
 
-def cli(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "marl_memory.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=280, **options)
-
-
 def train(folder: Path, *overrides: str) -> None:
-    cli("train", *overrides, f"run_folder={folder}")
+    fresh.command("train", *overrides, f"run_folder={folder}", check=True)
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -110,11 +106,7 @@ def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(tmp_path: P
         train_here(straight, *options)
         train_here(halved, *options, "training.stop_at_frames=640")  # not a multiple of the checkpoint interval
         assert int(rows(halved)[-1]["frames"]) == 640
-    subprocess.run(
-        [sys.executable, "-c", RESUME_ALL, *(str(tmp_path / f"{name}_halved") for name in ("ippo", "mappo"))],
-        check=True,
-        timeout=280,
-    )
+    fresh.python(RESUME_ALL, *(tmp_path / f"{name}_halved" for name in ("ippo", "mappo")), check=True)
     for algorithm in ("ippo", "mappo"):
         assert_same_runs(tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved")
 
@@ -151,7 +143,7 @@ def test_resume_equals_uninterrupted_with_a_replay(algorithm: str, env: str, mor
     options = [f"env={env}", f"algorithm={algorithm}", *OFF_POLICY, *more]
     train_here(tmp_path / "straight", *options)
     train_here(tmp_path / "halved", *options, "training.stop_at_frames=640")  # between checkpoints: leaves a signal's
-    subprocess.run([sys.executable, "-c", RESUME_ALL, str(tmp_path / "halved")], check=True, timeout=280)
+    fresh.python(RESUME_ALL, tmp_path / "halved", check=True)
     parts = final_state(tmp_path / "straight")["iterate"]["parts"]
     assert len(parts) >= 2
     assert {file.name for file in (tmp_path / "straight/checkpoints/replay").iterdir()} >= set(parts)
@@ -188,7 +180,7 @@ def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, t
         train_here(straight, *options)
         train_here(halved, *options, "training.stop_at_frames=640")
         pairs.append((straight, halved))
-    subprocess.run([sys.executable, "-c", RESUME_ALL, *(str(halved) for _, halved in pairs)], check=True, timeout=280)
+    fresh.python(RESUME_ALL, *(halved for _, halved in pairs), check=True)
     for straight, halved in pairs:
         assert float(rows(straight)[-1][f"memory/{memory}/rows"]) > 0
         assert_same_runs(straight, halved)
@@ -220,7 +212,7 @@ def test_resume_equals_uninterrupted_on_smax(tmp_path: Path) -> None:
         halved.append(tmp_path / f"{algorithm}_halved")
         train_here(halved[-1], *SMAX, f"algorithm={algorithm}", "training.stop_at_frames=768")  # between checkpoints
         assert int(rows(halved[-1])[-1]["frames"]) == 768
-    subprocess.run([sys.executable, "-c", RESUME_ALL, *map(str, halved)], check=True, timeout=280)  # a new process
+    fresh.python(RESUME_ALL, *halved, check=True)  # a new process
     for algorithm in ("ippo", "mappo"):
         assert_same_runs(tmp_path / f"{algorithm}_straight", tmp_path / f"{algorithm}_halved")
 
@@ -237,7 +229,7 @@ def kill_and_resume(folder: Path, options: list[str], *, seconds: float, until: 
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it had not finished before
-    cli("resume", str(folder))
+    fresh.command("resume", folder, check=True)
 
 
 @pytest.mark.parametrize("attempt", range(2))
@@ -286,7 +278,7 @@ def test_kill_nine_in_the_middle_of_a_write_loses_nothing_before_it(algorithm: s
     for folder in folders:
         there = CheckpointFolder(folder / "checkpoints").scheduled()
         assert len(there) >= 2 and all(checkpoint.load() for checkpoint in there[:2])
-    subprocess.run([sys.executable, "-c", RESUME_ALL, *map(str, folders)], check=True, timeout=280)
+    fresh.python(RESUME_ALL, *folders, check=True)
     for folder in folders:
         assert_same_runs(tmp_path / "straight", folder)
 
@@ -303,7 +295,7 @@ def test_resume_equals_uninterrupted_with_continuous_actions(tmp_path: Path) -> 
     options += ["algorithm.normalise_observations=true"]
     train_here(tmp_path / "straight", *options)
     train_here(tmp_path / "halved", *options, "training.stop_at_frames=640")
-    cli("resume", str(tmp_path / "halved"))
+    fresh.command("resume", tmp_path / "halved", check=True)
     assert_same_runs(tmp_path / "straight", tmp_path / "halved")
 
 

@@ -29,6 +29,7 @@ from marl_memory.training.video import Filmed, asking_for_pictures, check_file, 
 from marl_memory_envs.base import AgentsEnv
 from marl_memory_envs.toy import MaskedDuel
 from marl_memory_envs.vector import VectorEnv, vector_env
+from tests import fresh
 
 SPREAD: dict[str, Any] = {"factory": "marl_memory_envs.mpe:simple_spread", "kwargs": {"max_cycles": 6}}
 CARTPOLE: dict[str, Any] = {"factory": "marl_memory_envs.classic:cartpole", "max_episode_steps": 500}
@@ -272,8 +273,7 @@ def test_mujoco_is_told_what_to_draw_with() -> None:
 
 
 def cli(*arguments: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "marl_memory.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200)
+    done = fresh.command(*arguments, cwd=cwd)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 

@@ -174,7 +174,7 @@ class ReturnTable(nn.Module):
         ordered.flatten(0, 1)[index[valid]] = found[valid]
         if not self.include_running:
             runs = facts.ends.flip(0).cumsum(0).flip(0) == 0
-            ordered.masked_fill_(runs.view(*runs.shape, 1, 1), torch.nan)
+            ordered.masked_fill_(runs.view(*runs.shape, 1, 1), -torch.inf)
         slots = (first + torch.arange(count, device=ordered.device)) % self.steps
         self.returns[slots] = ordered
         self.written.fill_(first + count)

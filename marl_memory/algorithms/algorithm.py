@@ -58,6 +58,8 @@ class Algorithm(nn.Module, ABC):
     """
 
     spec: TaskSpec
+    gamma: float
+    """The discount factor of its returns."""
     actor: Policy
     stages: ClassVar[frozenset[str]]
     """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
@@ -93,6 +95,13 @@ class Algorithm(nn.Module, ABC):
         Nothing is drawn, but from a ``generator`` that is lent: a learner that randomises its targets' actions does so
         with it.
         """
+
+    @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """What critics expect of greedy play from the states in ``td``: discounted returns ``[*B, A]``, in the units of
+        the environment's reward.  The mean over critics; nothing is drawn.
+        """
+        return self.bootstrap_values(td).mean(-1)
 
     @property
     def reach(self) -> str:

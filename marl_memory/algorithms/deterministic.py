@@ -173,6 +173,13 @@ class DeterministicHost(OffPolicyAlgorithm):
         after = [("next", key) if isinstance(key, str) else ("next", *key) for key in (*inputs, k.reward, k.discount)]
         return [*inputs, k.action, *after]
 
+    @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """See `Algorithm.estimate`: Q of the present actors' choice, by the present critics."""
+        output = self.actor.output(td)
+        vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
+        return self.critic(td, vectors).mean(-1)
+
     # --------------------------------------------------------------------------------------------- steps of an update
 
     def update_critic(self, rows: TensorDictBase) -> dict[str, Tensor]:

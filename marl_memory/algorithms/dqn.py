@@ -180,6 +180,11 @@ class DQN(OffPolicyAlgorithm):
         return taken(values, self.actor.choose(td))
 
     @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """See `Algorithm.estimate`: Q of the greedy action, by the present networks."""
+        return taken(self.actor.values(td), self.actor.choose(td)).mean(-1)
+
+    @torch.no_grad()
     def compute_targets(self, rows: TensorDictBase) -> None:
         """Write $y$ ``[B, A, C]``, the same for both critics."""
         self.write_targets(rows, self.bootstrap_values(rows.get("next")).amin(-1, keepdim=True))

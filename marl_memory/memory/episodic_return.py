@@ -168,7 +168,7 @@ class EpisodicReturn(MemoryOperator):
         return Payloads(len(self) * self.spec.n_agents, self.table.steps * self.table.n_envs * self.spec.n_agents)
 
     @property
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """Whether the host has twins."""
         if self.estimator != "twin" or self.critics > 1:
             return []

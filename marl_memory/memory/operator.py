@@ -149,7 +149,7 @@ class MemoryOperator(TensorDictModuleBase):
         return
 
     @property
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """What a user should know of it before a long run begins."""
         return []
 
@@ -217,9 +217,9 @@ class Memory:
             operator.set_progress(frames, progress)
 
     @property
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """What the operators' users should know, each with the operator's name."""
-        return [f"memory={name}: {note}" for name, operator in self.operators.items() for note in operator.notes]
+        return [f"memory={name}: {remark}" for name, operator in self.operators.items() for remark in operator.remarks]
 
     def metrics(self, stage: Stage, td: TensorDictBase) -> dict[str, Tensor]:
         """What the operators of ``stage`` did to ``td``, as ``memory/NAME/…``."""

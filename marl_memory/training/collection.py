@@ -61,11 +61,14 @@ class Episodes:
         returns: ``[E]`` float64, undiscounted sum of rewards, averaged over agents.
         lengths: ``[E]`` int64, environment steps.
         success: ``[E]`` bool, or None where the task does not tell.
+        overestimation: ``[E]`` float64, what critics expected at the start minus the discounted return, averaged over
+            agents; None where no critic was asked.
     """
 
     returns: Tensor
     lengths: Tensor
     success: Tensor | None
+    overestimation: Tensor | None = None
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Means, under names that start with ``prefix``; nothing where no episode ended."""
@@ -78,6 +81,8 @@ class Episodes:
         }
         if self.success is not None:
             row[f"{prefix}/success"] = self.success.double().mean().item()
+        if self.overestimation is not None:
+            row[f"{prefix}/overestimation"] = self.overestimation.mean().item()
         return row
 
 

@@ -16,6 +16,7 @@ YLABELS = {
     "train/success": "win rate (sampled)",
     "evaluation/return": "return (greedy)",
     "evaluation/success": "win rate (greedy)",
+    "evaluation/overestimation": "estimated − true return",
 }
 
 

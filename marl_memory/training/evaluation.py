@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor
 
+from marl_memory.algorithms.algorithm import Algorithm
 from marl_memory.networks.policy import Policy
 from marl_memory.training.collection import Episodes, TaskEnv
 
@@ -12,7 +15,7 @@ LONGEST = 100_000
 
 
 @torch.no_grad()
-def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episodes:
+def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int, critic: Algorithm | None = None) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
     Environment j plays its first ⌈·⌉ or ⌊·⌋ share of them, fixed beforehand: taking whichever episodes end first would
@@ -23,6 +26,8 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
         actor: the policy; its generator is not drawn from.
         episodes: how many, at least 1.
         seed: of the environments.
+        critic: whose estimates of the initial states are compared with the discounted returns that follow.  Behind a
+            truncation a return goes on with the estimate of the state it was left in.
 
     Raises:
         ValueError: if an episode outlasts the task's limit, or `LONGEST` where it declares none.
@@ -34,11 +39,14 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
     success = torch.zeros(n, most, dtype=torch.bool) if env.task_spec.has_success else None
     played, rows = torch.zeros(n, dtype=torch.int64), torch.arange(n)
     limit = env.task_spec.max_episode_steps or LONGEST
+    judge = None if critic is None else Judge(critic, n, most)
     env.set_seed(seed)
     td = env.reset()
     greedy, actor.greedy = actor.greedy, True
     try:
         while (played < quota).any():
+            if judge is not None:
+                judge.begin(td)
             step, td = env.step_and_maybe_reset(actor(td))
             slot, playing = played.clamp(max=most - 1), played < quota
             reward = step.get(("next", *k.reward)).squeeze(-1).double().mean(-1)
@@ -47,6 +55,8 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
             done = step.get(("next", k.done)).squeeze(-1) & playing
             if success is not None:
                 success[rows, slot] |= done & step.get(("next", k.success)).squeeze(-1)
+            if judge is not None:
+                judge.take(step.get("next"), slot, done)
             played += done
             if (lengths[rows, slot] > limit).any():
                 raise ValueError(
@@ -56,4 +66,41 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int) -> Episod
     finally:
         actor.greedy = greedy
     kept = torch.arange(most) < quota.unsqueeze(-1)
-    return Episodes(returns[kept], lengths[kept], None if success is None else success[kept])
+    errors = None if judge is None else judge.errors[kept]
+    return Episodes(returns[kept], lengths[kept], None if success is None else success[kept], errors)
+
+
+class Judge:
+    r"""What a critic expects at the start of an episode, minus the discounted return that follows.
+
+    Args:
+        critic: whose estimates.
+        n_envs: N.
+        most: episodes of each environment.
+    """
+
+    def __init__(self, critic: Algorithm, n_envs: int, most: int) -> None:
+        self.critic, self.keys = critic, critic.spec.keys
+        shape = (n_envs, critic.spec.n_agents)
+        self.error, self.factor = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+        self.begins = torch.ones(n_envs, dtype=torch.bool)
+        self.errors = torch.zeros(n_envs, most, dtype=torch.float64)
+        """``[N, most]``, of the episodes that ended; means over agents."""
+
+    def begin(self, td: TensorDictBase) -> None:
+        """Estimate the states ``[N]`` in which episodes begin."""
+        if self.begins.any():
+            begins = self.begins.unsqueeze(-1)
+            self.error = torch.where(begins, self.critic.estimate(td).double(), self.error)
+            self.factor = torch.where(begins, 1.0, self.factor)
+
+    def take(self, after: TensorDictBase, slot: Tensor, done: Tensor) -> None:
+        """Take in what followed a step, ``[N]``; episodes that count end where ``done``, as number ``slot``."""
+        k = self.keys
+        self.error -= self.factor * after.get(k.reward).squeeze(-1)
+        self.factor *= self.critic.gamma * after.get(k.discount).squeeze(-1)
+        self.begins = after.get(k.done).squeeze(-1)
+        if (left := done & after.get(k.truncated).squeeze(-1)).any():
+            tail = self.factor * self.critic.estimate(after).double()
+            self.error = torch.where(left.unsqueeze(-1), self.error - tail, self.error)
+        self.errors[done, slot[done]] = self.error[done].mean(-1)

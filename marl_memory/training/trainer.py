@@ -230,6 +230,7 @@ class Trainer:
                 self.algorithm.actor,
                 episodes=self.schedule.evaluation_episodes,
                 seed=derive_seed(self.seed, "evaluation"),
+                critic=self.algorithm,
             )
         row = episodes.metrics("evaluation")
         score = (row.get("evaluation/success", 0.0), row["evaluation/return"])
@@ -259,11 +260,11 @@ class Trainer:
         """What the user should know before a long run begins."""
         env, every = self.collector.env, self.schedule.checkpoint_every_frames
         least = 20 * (env.task_spec.max_episode_steps or 0) * env.n_envs
-        notes = self.memory.notes
+        remarks = self.memory.remarks
         if env.resumable or every >= min(least, self.schedule.total_frames):
-            return notes
+            return remarks
         return [
-            *notes,
+            *remarks,
             f"training.checkpoint_every_frames={every:,}: the environments of {env.task_spec.name} cannot be saved and "
             f"are reset there; from {least:,} on, 20 full episodes would lie between",
         ]

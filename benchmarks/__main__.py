@@ -36,6 +36,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         memory,
         neighbours,
         off_policy,
+        returns,
         spread,
         startup,
         transport,
@@ -49,6 +50,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         "neighbours": [neighbours.exact, neighbours.approximate],
         "transport": [transport.gaussians, transport.categoricals],
         "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
+        "returns": [returns.scan, returns.refresh, returns.td3],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows, cartpole.rows],
         "startup": [startup.imports],
     }

@@ -24,6 +24,7 @@ from marl_memory.training.run import evaluate_run, read_config
 COLOURS = {
     "mappo": "#12476b", "ippo": "#b5541c", "ppo": "#3b7a3b", "maddpg": "#7a3b74", "iddpg": "#c98bb9", "ddpg": "#7a3b74",
     "matd3": "#8a6d1a", "itd3": "#c9b45b", "td3": "#8a6d1a",
+    "dqn": "#2c7f8c", "idqn": "#2c7f8c",
 }  # fmt: skip
 PEERS = "#888888"
 KEPT = ("frames", "train/return", "train/success", "evaluation/episodes", "evaluation/return", "evaluation/success")
@@ -35,10 +36,10 @@ def describe(run: Path) -> tuple[str, str, int]:
         task, name, seed = run.stem.split("-")
         return task.replace("+", "/"), name, int(seed)
     config, task = read_config(run), json.loads((run / "run.json").read_text())["task"]
-    base = config["algorithm"]["_target_"].rsplit(".", 1)[-1].lower()  # ppo, ddpg or td3
-    centralised = {"ppo": "mappo", "ddpg": "maddpg", "td3": "matd3"}[base]
+    base = config["algorithm"]["_target_"].rsplit(".", 1)[-1].lower()  # ppo, ddpg, td3 or dqn
     independent = base if len(task["agents"]) == 1 else f"i{base}"
-    name = centralised if config["algorithm"]["centralised_critic"] else independent
+    centralised = {"ppo": "mappo", "ddpg": "maddpg", "td3": "matd3", "dqn": independent}[base]
+    name = centralised if config["algorithm"].get("centralised_critic") else independent
     return task["name"], name, config["seed"]
 
 

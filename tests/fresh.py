@@ -1,6 +1,6 @@
 """New processes without the seconds of importing: forks of one that has imported the library and done nothing else.
 
-Tests of importing itself, of signals and of what is killed start interpreters of their own.
+Tests of importing itself, of signals, of what is killed and of further processes start interpreters of their own.
 """
 
 from __future__ import annotations
@@ -16,39 +16,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SERVE = """
-import atexit, json, os, sys, traceback
+import json, os, sys
 import marl_memory.cli, marl_memory.study.command, marl_memory.training.run, marl_memory.training.video
 
 def become(job):
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
-    files = [open(os.devnull), *(open(path, "w") for path in job["printed"])]
-    for number, file in enumerate(files):
-        os.dup2(file.fileno(), number)
-    sys.stdin, sys.stdout, sys.stderr = files
     sys.argv = ["-c", *job["words"]]
-    code = 1
-    try:
-        exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
-        code = 0
-    except SystemExit as left:
-        if isinstance(left.code, str):
-            print(left.code, file=sys.stderr)
-        else:
-            code = left.code or 0
-    except BaseException:
-        traceback.print_exc()
-    atexit._run_exitfuncs()
-    for file in files:
-        file.flush()
-    os._exit(code)
+    sys.stdin, sys.stdout, sys.stderr = open(os.devnull), *(open(path, "w") for path in job["printed"])
+    for number, file in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        os.dup2(file.fileno(), number)
+    exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
+    sys.exit()
 
 sys.path.insert(0, "")
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        become(json.loads(line))
+        become(json.loads(line))  # and end as an interpreter ends
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

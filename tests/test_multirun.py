@@ -17,7 +17,6 @@ from hydra.errors import MissingConfigException
 from marl_memory.training.hydra_errors import ConfigError, in_one_sentence
 from marl_memory.training.logging import MetricsFile
 from marl_memory.training.sweep import Prefixed, check_jobs
-from tests import fresh
 
 SMALL = (
     "training.n_envs=4", "training.steps=16", "training.total_frames=128", "training.checkpoint_every_frames=128",
@@ -37,7 +36,8 @@ SIDE_BY_SIDE = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
 def train(*words: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    done = fresh.command("train", *words, cwd=cwd)
+    command = [sys.executable, "-m", "marl_memory", "train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=250)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 

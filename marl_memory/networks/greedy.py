@@ -63,6 +63,11 @@ class GreedyActor(TensorDictModuleBase):
         self.share: Tensor  # [A, P], what an action counts in the mean over its agent's
         self.register_buffer("share", valid / valid.sum(-1, keepdim=True), persistent=False)
 
+    @property
+    def body(self) -> nn.Module:
+        """The network that chooses: the first critic's."""
+        return self.twins[0]
+
     def values(self, td: TensorDictBase, *, critics: slice = slice(None)) -> Tensor:
         """``[*B, A, P, C]``, those of forbidden and of padded actions too: see `masked`.
 

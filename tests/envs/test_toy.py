@@ -205,6 +205,8 @@ def test_configs_have_the_options_of_both_and_their_defaults(name: str) -> None:
     for key in set(alone) - {"render_mode"}:
         assert alone[key].default == together[key].default
         changed = key in ("slip", "noise") and name.endswith("_noisy") or key == "continuous" and "continuous" in name
+        changed |= key in ("length", "left_reward") and name.startswith("long")
+        changed |= key == "length" and "continuous" in name  # steps of random size spread half as far
         assert (options[key] == alone[key].default) is not changed, key
 
 
@@ -384,8 +386,10 @@ def test_grain_changes_every_picture_within_its_bounds_and_hides_no_cell() -> No
         (FourRooms, {"slip": 0.1}, 1.0, 0.8066),
         (DarkChamber, {}, 1.0, 0.99**15),
         (DarkChamber, {"slip": 0.1}, 1.0, 0.8472),
-        (Chain, {}, 1.0, 0.99**29),
-        (Chain, {"slip": 0.1}, 1.0, 0.6947),
+        (Chain, {}, 1.0, 0.99**19),
+        (Chain, {"slip": 0.1}, 1.0, 0.7874),
+        (Chain, {"length": 60, "left_reward": 0.001}, 1.04, 0.99**59),
+        (Chain, {"length": 60, "left_reward": 0.001, "slip": 0.1}, 1.0017, 0.4773),
     ],
 )
 def test_the_stated_optimum_is_the_solvers(

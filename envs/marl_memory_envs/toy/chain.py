@@ -19,8 +19,12 @@ class Chain(Tabular):
     was chosen.  The agent sees its position as a thermometer, ``[L]``.  (A chain as in Osband et al., 2016; with slips
     and a small reward at the left akin to RiverSwim of Strehl and Littman, 2008.)
 
-    Best expected return, for L = 30 and 100 steps: 1, with ``slip=0.1`` too (up to 1e-11).  The start's value without
-    time limit, γ = 0.99: γ²⁹ = 0.7472; with ``slip=0.1`` 0.6947.
+    Best expected return, for L = 20 and 100 steps: 1, with ``slip=0.1`` too.  The start's value without time limit,
+    γ = 0.99: γ¹⁹ = 0.8262; with ``slip=0.1`` 0.7874.
+
+    ``env=toy/long_chain`` has L = 60 and ``left_reward=0.001``.  Always right earns 1 (with ``slip=0.1`` 0.9995) and
+    staying at the left end 0.1.  Who can tell the time may wait there first, and earns 1.04 (1.0017).  The start's
+    value: γ⁵⁹ = 0.5527; with ``slip=0.1`` 0.4773.
 
     Args:
         length: L.
@@ -32,7 +36,7 @@ class Chain(Tabular):
         ValueError: for an option out of range.
     """
 
-    def __init__(self, *, length: int = 30, slip: float = 0.0, left_reward: float = 0.0, max_steps: int = 100) -> None:
+    def __init__(self, *, length: int = 20, slip: float = 0.0, left_reward: float = 0.0, max_steps: int = 100) -> None:
         check_options({"length": (length, 1), "max_steps": (max_steps, 1)}, {"slip": slip})
         self.length = length
         cells = np.arange(length + 1)
@@ -60,7 +64,8 @@ class ContinuousChain(Rules):
     shows.
 
     Best expected return: that of `Chain`, by always moving by 1: what counts of a position is how many whole steps
-    are left, and a shorter step never saves one.
+    are left, and a shorter step never saves one.  ``env=toy/chain_continuous`` has L = 10: random steps of random size
+    spread half as far.  Its best return is 1, and the start's value γ⁹ = 0.9135; with ``slip=0.1`` 0.8925.
 
     Args:
         length: L.
@@ -72,7 +77,7 @@ class ContinuousChain(Rules):
         ValueError: for an option out of range.
     """
 
-    def __init__(self, *, length: int = 30, slip: float = 0.0, left_reward: float = 0.0, max_steps: int = 100) -> None:
+    def __init__(self, *, length: int = 20, slip: float = 0.0, left_reward: float = 0.0, max_steps: int = 100) -> None:
         check_options({"length": (length, 1), "max_steps": (max_steps, 1)}, {"slip": slip})
         self.length, self.slip, self.left_reward = length, slip, left_reward
         self.spec = TaskSpec(
@@ -125,7 +130,7 @@ def draw_chain(length: int, position: float) -> np.ndarray:
 
 def parallel_env(
     *,
-    length: int = 30,
+    length: int = 20,
     slip: float = 0.0,
     left_reward: float = 0.0,
     max_steps: int = 100,
@@ -141,7 +146,7 @@ def vector_env(
     *,
     n_envs: int,
     seed: int,
-    length: int = 30,
+    length: int = 20,
     slip: float = 0.0,
     left_reward: float = 0.0,
     max_steps: int = 100,

@@ -42,7 +42,10 @@ class Line:
 
 
 def draw_panel(axes: Any, metric: str, lines: Sequence[Line], *, ylabel: str | None = None) -> None:
-    """Draw ``lines`` of one metric over environment steps; a win rate's axis goes from 0 to 1, an over-estimation has a line at 0."""
+    """Draw ``lines`` of one metric over environment steps.
+
+    A win rate's axis goes from 0 to 1, an over-estimation has a line at 0.
+    """
     for line in lines:
         style = {"marker": "o", "markersize": 3} if metric.startswith("evaluation/") else {}
         (drawn,) = axes.plot(line.x, line.y, label=line.label, **{**style, **line.style})

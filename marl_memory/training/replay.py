@@ -153,10 +153,24 @@ class ReplayRing:
         td = TensorDict(batch_size=(last - first, self.n_envs))
         for key, kept in zip(self.entries, self.kept, strict=True):
             td.set(key, self._between(kept, first, last))
+        if self.frames is not None:
+            for key, stacks in self._stacks_between(first, last).items(True, True):
+                td.set(key, stacks)
         dtype = td.get(("next", *self.keys.reward)).dtype
         for key, entry in self.learn_entries.items():
             td.set(key, entry.zeros(tuple(td.batch_size), dtype))
         return td
+
+    def _stacks_between(self, first: int, last: int) -> TensorDict:
+        """The entries ``[S, N, …]`` that are stacks of pictures, made again."""
+        assert self.frames is not None and self.drawn is not None
+        rows = torch.arange(first * self.n_envs, last * self.n_envs)
+        td = TensorDict(batch_size=rows.shape)
+        for key in self.stacks:
+            one = self.drawn.get(key)
+            td.set(key, one.new_empty(len(rows), *one.shape[1:]))
+        self.frames.draw(rows // self.n_envs, rows % self.n_envs, self.stacks, td)
+        return td.unflatten(0, (last - first, self.n_envs))
 
     def ends_between(self, first: int, last: int) -> Tensor:
         """``[S, N]`` bool, the ends of episodes in steps ``first`` to ``last`` − 1."""

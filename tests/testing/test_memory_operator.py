@@ -23,7 +23,7 @@ from marl_memory.memory.self_imitation import SelfImitation
 from marl_memory.memory.store import POLICIES
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
-from marl_memory.testing.batches import SPECS
+from marl_memory.testing.batches import CRITICS, SPECS
 
 CAPACITY = 48
 SMALL = {"capacity": CAPACITY, "neighbours": 4, "min_rows": 1}
@@ -38,7 +38,7 @@ def configured() -> list[Any]:
         target = get_object(OmegaConf.load(file)["_target_"])
         assert issubclass(target, MemoryOperator), file
         takes = inspect.signature(target).parameters
-        small = {key: value for key, value in SMALL.items() if key in takes}
+        small = {key: value for key, value in {**SMALL, "n_critics": CRITICS}.items() if key in takes}
         policies = getattr(inspect.getmodule(target), "POLICIES", POLICIES)
         for scope in SCOPES if "scope" in takes else (None,):
             for policy in policies if "policy" in takes else (None,):

@@ -28,12 +28,12 @@ def trajectories(
     reward = torch.randn(*shape, a, 1, generator=g, dtype=dtype)
     if spec.common_reward:
         reward = reward[:, :, :1].expand(*shape, a, 1).clone()
-    alive = torch.rand(*shape, a, generator=g) < 0.9
+    alive, lives_on = (torch.rand(2, *shape, a, generator=g) < 0.8).unbind()
     td = TensorDict(batch_size=shape)
     for time, x in (((), observation[:-1]), (("next",), observation[1:])):
         td.set((*time, *K.observation), x.clone())
         td.set((*time, K.state), x.flatten(-2))
-        td.set((*time, *K.alive), alive.clone() if not time else torch.ones_like(alive))
+        td.set((*time, *K.alive), lives_on.clone() if time else alive.clone())
         if not spec.continuous:
             td.set((*time, *K.action_mask), torch.ones(*shape, a, spec.action_size, dtype=torch.bool))
     action = torch.rand(*shape, a, spec.action_size, generator=g, dtype=dtype) * 2 - 1

@@ -353,7 +353,7 @@ def test_values_of_rows_are_asked_for_once() -> None:
     memory = EpisodicReturn(spec=spec, capacity=40, n_envs=2, refresh_every=1)
     td = trajectories(spec, 20, 2, 0, ends=0.2, dtype=torch.float32)
     td.set(K.learn_reward, td["next", "agents", "reward"].clone())
-    td[K.alive].fill_(True)
+    td[K.alive].fill_(True), td["next", "agents", "alive"].fill_(True)
     done = td["next", "done"].squeeze(-1)
     for t, n in done.nonzero().tolist():  # the next episode begins elsewhere
         if t < 19:

@@ -17,6 +17,7 @@ from benchmarks import plain_dqn as plain
 from benchmarks.off_policy import update
 from marl_memory.algorithms.dqn import DQN, taken
 from marl_memory.keys import Keys
+from marl_memory.networks.cnn import CNN
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 
@@ -326,6 +327,22 @@ def test_td_errors_are_written_where_a_memory_asks() -> None:
     host.update_critic(rows)
     expected = torch.where(rows[K.alive].unsqueeze(-1), rows[K.value_target][..., :1] - value, 0.0)
     torch.testing.assert_close(rows[K.td_error], expected.detach())
+
+
+@pytest.mark.parametrize("options", [{}, {"dueling": True, "share_parameters": True}])
+def test_pictures_are_valued_by_a_convolutional_network(options: dict[str, Any]) -> None:
+    """Bytes all the way to the network; the body is the one difference."""
+    spec = replace(task(2), observation_sizes=(64, 64), state_size=128, picture=(1, 8, 8))
+    body = partial(CNN, picture=spec.picture, channels=(4,), kernels=(3,), strides=(2,), hidden=(8,))
+    host = DQN(spec=spec, network=body, seed=0, **SMALL, **options)
+    rows, g = draw(host, 0), Generator().manual_seed(0)
+    for td in (rows, rows["next"]):
+        td.set(K.observation, torch.randint(256, (ROWS, 2, 64), generator=g, dtype=torch.uint8))
+    before = [p.detach().clone() for p in host.actor.parameters()]
+    update(host, rows)
+    assert all(not torch.equal(a, b) for a, b in zip(before, host.actor.parameters(), strict=True))
+    host.behaviour.uniform, host.behaviour.scale = False, 0.0
+    assert torch.equal(host.behaviour(rows)[K.action], host.actor.choose(rows))
 
 
 BAD = [

@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := smax,mpe,mujoco,mamujoco,box2d,wandb,video,joblib,study,ray,submitit,rliable,dev,docs
+EXTRAS := smax,mpe,mujoco,mamujoco,atari,box2d,wandb,video,joblib,study,ray,submitit,rliable,dev,docs
 TORCH_FROM := --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 # Debian keeps what `python -m venv` needs in a package of its own.

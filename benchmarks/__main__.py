@@ -29,6 +29,8 @@ Bounds = dict[str, dict[str, float]]
 def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
     """The rows by the name one asks for them."""
     from benchmarks import (
+        adamemento,
+        atari,
         cartpole,
         collection,
         end_to_end,
@@ -36,6 +38,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         memory,
         neighbours,
         off_policy,
+        reflection,
         returns,
         spread,
         startup,
@@ -45,11 +48,14 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
 
     return {
         "collection": [collection.overheads, collection.fractions, collection.toy, collection.smax],
+        "atari": [atari.rows, atari.players, atari.replay],
         "update": [update.minibatches, update.advantages],
         "off_policy": [off_policy.updates, off_policy.value_updates, off_policy.replay],
         "neighbours": [neighbours.exact, neighbours.approximate],
         "transport": [transport.gaussians, transport.categoricals],
         "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
+        "adamemento": [adamemento.iterations],
+        "reflection": [reflection.acting, reflection.sizes],
         "returns": [returns.scan, returns.refresh, returns.td3],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows, cartpole.rows],
         "startup": [startup.imports],

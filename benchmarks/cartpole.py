@@ -1,6 +1,7 @@
 """Whole training of DQN on CartPole-v1 with Stable-Baselines3's hyper-parameters, beside Stable-Baselines3 itself.
 
-One update of 32 rows for four frames, 2×64, Huber's loss, no double estimate; measured as `half_cheetah` is.
+Eight environments, an update of 32 rows for four frames, 2×64, Huber's loss, no double estimate; measured as
+`half_cheetah` is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from benchmarks.measure import Row
 from marl_memory.algorithms.dqn import DQN
 from marl_memory.networks.mlp import MLP
 from marl_memory.training.trainer import Trainer
+
+ENVIRONMENTS = 8
 
 
 def cartpole_trainer(folder: Path) -> Trainer:
@@ -31,9 +34,11 @@ def cartpole_trainer(folder: Path) -> Trainer:
         updates_per_frame=0.25,
         train_every=4,
     )
-    return trainer_of(learner, "marl_memory_envs.classic:cartpole", folder, 0)
+    return trainer_of(learner, "marl_memory_envs.classic:cartpole", folder, 0, ENVIRONMENTS)
 
 
 def rows(repeats: int) -> Iterator[Row]:
     """Frames/s of ours / frames/s of Stable-Baselines3's, in turns; nothing where that is not there."""
-    yield from beside_sb3("DQN on CartPole, beside Stable-Baselines3", cartpole_trainer, "dqn", "CartPole-v1")
+    yield from beside_sb3(
+        "DQN on CartPole, beside Stable-Baselines3", cartpole_trainer, "dqn", "CartPole-v1", ENVIRONMENTS
+    )

@@ -50,11 +50,12 @@ def half_cheetah_trainer(name: str, folder: Path, seed: int) -> Trainer:
     return trainer_of(LEARNERS[name], "marl_memory_envs.mujoco:half_cheetah", folder, seed)
 
 
-def trainer_of(learner: Callable[..., Any], factory: str, folder: Path, seed: int) -> Trainer:
-    """A trainer on one environment of a Gymnasium task."""
+def trainer_of(learner: Callable[..., Any], factory: str, folder: Path, seed: int, n_envs: int = 1) -> Trainer:
+    """A trainer on a Gymnasium task."""
     from marl_memory_envs.vector import vector_env
 
-    return our_trainer(partial(vector_env, factory=factory), learner, folder, seed, n_envs=1, steps=FRAMES)
+    make = partial(vector_env, factory=factory)
+    return our_trainer(make, learner, folder, seed, n_envs=n_envs, steps=FRAMES // n_envs)
 
 
 def rows(repeats: int) -> Iterator[Row]:
@@ -64,7 +65,7 @@ def rows(repeats: int) -> Iterator[Row]:
         yield from beside_sb3(f"{name} on HalfCheetah, beside Stable-Baselines3", make, name.lower(), "HalfCheetah-v5")
 
 
-def beside_sb3(row: str, make: Callable[[Path], Trainer], algorithm: str, task: str) -> Iterator[Row]:
+def beside_sb3(row: str, make: Callable[[Path], Trainer], algorithm: str, task: str, n_envs: int = 1) -> Iterator[Row]:
     """One row: stretches of `FRAMES` of the trainer that ``make(folder)`` gives, and of Stable-Baselines3's."""
     found: list[dict[str, Parts]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -72,11 +73,11 @@ def beside_sb3(row: str, make: Callable[[Path], Trainer], algorithm: str, task: 
         with trainer.logger.writing(-1):
             our_iteration(trainer)
             for _ in range(3):
-                theirs = peer("SB3_PYTHON", "sb3_peer.py", "speed", algorithm, str(FRAMES), task)
+                theirs = peer("SB3_PYTHON", "sb3_peer.py", "speed", algorithm, str(FRAMES), task, str(n_envs))
                 if theirs is None:
                     break
                 ours = statistics.median(sum(our_iteration(trainer).values()) for _ in range(2))
                 found.append({"ours": {"all": ours}, "beside it": theirs})
         trainer.close()
     if found:
-        yield row_of(row, found, FRAMES, environments=1)
+        yield row_of(row, found, FRAMES, environments=n_envs)

@@ -1,4 +1,7 @@
-"""The pictures of the operators' pages, by the operators themselves: ``python -m benchmarks.pictures docs/images``."""
+"""The pictures of the operators' pages, by the operators themselves.
+
+python -m benchmarks.pictures docs/images [runs of benchmarks.tabular]
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tensordict import TensorDict
@@ -14,12 +19,14 @@ from torch import Tensor
 
 from benchmarks.measure import seconds
 from benchmarks.neighbours import states
+from benchmarks.tabular import DOWN, RIGHT, column, reflected, walked
 from marl_memory.functional.neighbours import nearest, recall
 from marl_memory.functional.returns import max_backpropagation, n_step_returns, twin_backpropagation
 from marl_memory.functional.transport import gaussian_barycenter
 from marl_memory.memory.gradient_field import GradientField
 from marl_memory.memory.index import Lists
 from marl_memory.spec import TaskSpec
+from marl_memory_envs.toy.tabular import CLIFF
 
 INK, PAST, NOW, BOTH = "#555555", "#b5541c", "#9db4c0", "#12476b"
 
@@ -127,6 +134,66 @@ def retrieval(file: Path) -> None:
     print("rows", sizes, "exact ms", [round(x, 2) for x in exact], "lists ms", [round(x, 2) for x in listed], recalls)
 
 
+def cliff(file: Path) -> None:
+    """How far memory trusts a step to the right and one down, in every cell above the cliff."""
+    operator, rules = walked(0.1)
+    found = reflected(operator, rules)
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, (action, name) in zip(axes, ((RIGHT, "right"), (DOWN, "down")), strict=True):
+        shown = on_map(ax, rules, found.confidence[:, action])
+        ax.set_title(f"confidence of going {name}", fontsize=9)
+    figure.colorbar(shown, ax=axes, shrink=0.8)
+    figure.savefig(file)
+    below = rules.tables.successors[:, DOWN, 0]
+    edge = (rules.grid.kinds[below] == CLIFF) & (rules.grid.kinds != CLIFF)
+    for decay in (0.1, 0.5, 0.9):
+        operator, rules = walked(decay)
+        c = reflected(operator, rules).confidence[edge]
+        print(f"cliff, blame_decay {decay}: down at most {c[:, DOWN].max():.3f}, right {c[:, RIGHT].min():.3f} to "
+              f"{c[:, RIGHT].max():.3f}, mean {c[:, RIGHT].mean():.3f}")  # fmt: skip
+
+
+def four_rooms(file: Path, runs: Path) -> None:
+    """Where memory trusts its own action after a run, and how often it acted on the way, beside the returns."""
+    from marl_memory.training.run import load_acting
+    from marl_memory_envs.toy.four_rooms import FourRooms
+
+    rules = FourRooms()
+    operator: Any = load_acting(runs / "reflection_0", checkpoint="last")[1].operators["reflection"]
+    found = reflected(operator, rules)
+    figure = Figure(figsize=(10.5, 3.3), layout="constrained")
+    place, share, returns = figure.subplots(1, 3)
+    shown = on_map(place, rules, found.of_mode)
+    cells = rules.grid.cells
+    step = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])[found.mode]
+    place.quiver(cells[:, 1], cells[:, 0], step[:, 0], step[:, 1], scale=18, width=0.006, color=INK)
+    place.set_title("confidence of memory's action, seed 0", fontsize=9)
+    figure.colorbar(shown, ax=place, shrink=0.8)
+    for run in sorted(runs.glob("reflection_*")):
+        frames, values = column(run, "memory/reflection/share")
+        share.plot(frames, values, label=f"seed {run.name[11:]}")
+    share.set(xlabel="frames", title="share of steps that memory took", ylim=(-0.03, 1))
+    for arm, colour in (("host", NOW), ("reflection", BOTH)):
+        for run in sorted(runs.glob(f"{arm}_*")):
+            frames, values = column(run, "train/return")
+            returns.plot(frames, values, color=colour, label=arm if run.name.endswith("_0") else None)
+    returns.set(xlabel="frames", title="return in training", ylim=(-0.03, 1.05))
+    for axes in (share, returns):
+        axes.title.set_fontsize(9)
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+def on_map(axes: Any, rules: Any, values: np.ndarray) -> Any:
+    """Values ``[S]`` of a grid task's states, on its map; states in which an episode is over are left out."""
+    picture = np.full(rules.grid.map.shape, np.nan)
+    picture[tuple(rules.grid.cells.T)] = np.where(rules.tables.terminal, np.nan, values)
+    axes.set(xticks=[], yticks=[], facecolor="#888888")
+    return axes.imshow(picture, vmin=0, vmax=1, cmap="RdYlBu")
+
+
 def episodic_return(file: Path) -> None:
     """Targets along a stored trajectory, and the bias of four estimators where critics are noisy."""
     gamma, steps = 0.95, 40
@@ -190,4 +257,7 @@ if __name__ == "__main__":
     retrieval(folder / "retrieval.svg")
     gradient_field(folder / "gradient_field.svg")
     barycenter_region(folder / "barycenter_region.svg")
+    cliff(folder / "reflection_cliff.svg")
+    if len(sys.argv) > 2:  # runs of benchmarks.tabular
+        four_rooms(folder / "reflection_four_rooms.svg", Path(sys.argv[2]))
     episodic_return(folder / "episodic_return.svg")

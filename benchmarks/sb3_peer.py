@@ -20,14 +20,17 @@ import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
 TASK = "HalfCheetah-v5"
 
 
-def speed(algorithm: str, frames: int, task: str) -> None:
-    """Two stretches after the first, which warms up."""
-    model = getattr(stable_baselines3, algorithm.upper())("MlpPolicy", task, device="cpu", seed=0)
+def speed(algorithm: str, frames: int, task: str, n_envs: int) -> None:
+    """Two stretches after the first, which warms up; updates for each frame are as many as with one environment."""
+    several = {"gradient_steps": n_envs} if n_envs > 1 else {}
+    envs = make_vec_env(task, n_envs)
+    model = getattr(stable_baselines3, algorithm.upper())("MlpPolicy", envs, device="cpu", seed=0, **several)
     taken = []
     for _ in range(3):
         started = time.perf_counter()
@@ -74,6 +77,6 @@ def greedy_return(model: object, episodes: int) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "speed":
-        speed(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        speed(sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
     else:
         learn(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -61,24 +61,21 @@ def _tasks(folder: str) -> str:
     """One row per task config of ``folder``: what makes it, with which arguments, and what it declares."""
     rows = []
     for file in sorted((CONFIGS / "env" / folder).rglob("*.yaml")):
-        config = _read(file)
         name = file.relative_to(CONFIGS / "env").with_suffix("").as_posix()
-        made = config.get("factory") or config["_target_"]
-        if "map" in config:
-            made += f"(map={config['map']})"
+        config = _read_task(name)
+        made = config.get("factory") or config["_target_"] + (f"(map={config['map']})" if "map" in config else "")
         kwargs = ", ".join(f"{key}={value}" for key, value in (config.get("kwargs") or {}).items())
-        common = "common" if config.get("common_reward", True) else "each agent's own"
+        common = "common" if config.get("common_reward", "map" in config) else "each agent's own"
         rows.append((f"`{name}`", f"`{made}`", f"`{kwargs}`" if kwargs else "–", common))
     return _table(("`env=`", "made by", "`env.kwargs`", "reward"), rows)
 
 
 def _experiments(_: str) -> str:
     """One row per experiment: its name and the comment at its head."""
-    files = sorted((CONFIGS / "experiment").glob("*.yaml"))
-    return _table(
-        ("`experiment=`", "what it is"),
-        [(f"`{file.stem}`", file.read_text().splitlines()[1].removeprefix("# ")) for file in files],
-    )
+    folder = CONFIGS / "experiment"
+    names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+    rows = [(f"`{name}`", (folder / f"{name}.yaml").read_text().splitlines()[1].removeprefix("# ")) for name in names]
+    return _table(("`experiment=`", "what it is"), rows)
 
 
 def _source(path: str) -> str:
@@ -103,6 +100,15 @@ def _object(path: str) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text())
+
+
+def _read_task(name: str) -> dict[str, Any]:
+    """A task's config with what it shares with its family, as `marl_memory.training.tasks.load_task` reads it."""
+    config = _read(CONFIGS / "env" / f"{name}.yaml")
+    for shared in config.pop("defaults", []):
+        if shared.endswith("@_here_"):
+            config = _read_task(shared.removesuffix("@_here_")) | config
+    return config
 
 
 def _values(values: dict[str, Any]) -> str:

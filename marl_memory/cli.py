@@ -40,10 +40,17 @@ def main(argv: list[str] | None = None) -> None:
 
     evaluate = commands.add_parser("evaluate", help="play greedy episodes with a run's policy")
     evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("--episodes", type=int, help="how many, by default 128, and 3 with --video")
+    evaluate.add_argument("--episodes", type=int, help="how many, by default 128, and 3 with --video or --replay")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
     evaluate.add_argument(
         "--video", nargs="?", const="", metavar="FILE", help="film them to an .mp4 or .gif, by default RUN/video.mp4"
+    )
+    evaluate.add_argument(
+        "--replay",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="write the game's own replays, by default to RUN/replays",
     )
     evaluate.set_defaults(action=_evaluate)
 
@@ -174,15 +181,20 @@ def _finish(trainer: Any, folder: Path) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from marl_memory.training.run import evaluate_run
+    from marl_memory.training.run import evaluate_run, memory_acts
 
     video = None if options.video is None else Path(options.video or options.run / "video.mp4")
-    count = options.episodes if options.episodes is not None else 128 if video is None else 3
+    replay = None if options.replay is None else Path(options.replay or options.run / "replays")
+    count = options.episodes if options.episodes is not None else 128 if video is None and replay is None else 3
     if count < 1:
         raise ValueError(f"--episodes={count} must be at least 1")
-    episodes = evaluate_run(options.run, episodes=count, checkpoint=options.checkpoint, video=video)
-    for key, value in episodes.metrics("greedy").items():
-        print(f"{key.removeprefix('greedy/'):>10}  {value:g}")
+    how = {"episodes": count, "checkpoint": options.checkpoint}
+    columns = [evaluate_run(options.run, **how, video=video, replay=replay).metrics("greedy")]
+    if memory_acts(options.run):
+        columns.append(evaluate_run(options.run, **how, with_memory=True).metrics("greedy"))
+        print(f"{'':>10}  {'alone':<10}  with memory")
+    for key in columns[0]:
+        print(f"{key.removeprefix('greedy/'):>10}  " + "  ".join(f"{column[key]:<10g}" for column in columns).rstrip())
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -10,22 +10,13 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 DISTRIBUTION = "marl-memory"
-
-GAME = "Base75689"
-"""The folder of StarCraft II 4.10 below ``Versions``.  Win rates of other versions are not comparable with it."""
-
-GET_GAME = "Linux package 4.10: https://github.com/Blizzard/s2client-proto#downloads"
-GET_SMACV2 = "pip install --no-deps git+https://github.com/oxwhirl/smacv2"
-GET_MAPS = """unpack the *.SC2Map of both (SMAC, SMACv2) into Maps/SMAC_Maps:
-https://github.com/oxwhirl/smac/releases/download/v0.1-beta1/SMAC_Maps.zip
-https://github.com/oxwhirl/smacv2/releases/download/maps/SMAC_Maps.zip"""
 
 
 @dataclass(frozen=True)
@@ -169,20 +160,10 @@ def _shortened(words: Iterable[str], width: int = 51) -> str:
 
 
 def _starcraft() -> Iterator[Row]:
-    """What SMAC needs beside the extra ``smac``; smacv2 is not on PyPI."""
-    there = find_spec("smacv2") is not None
-    yield Row("smacv2", "installed" if there else "not installed", there, "" if there else GET_SMACV2)
-    given = os.environ.get("SC2PATH")
-    root = Path(given or "~/StarCraftII").expanduser()
-    found = f"{root}{'' if given else ' (not set)'}"
-    if not root.is_dir():
-        yield Row("SC2PATH", f"{found}: no such folder", False, f"{GET_GAME}\nexport SC2PATH=FOLDER/StarCraftII")
-        return
-    yield Row("SC2PATH", found)
-    games = sorted(file.parent.name for file in root.glob("Versions/Base*/SC2_x64"))
-    if GAME in games:
-        yield Row("game", f"4.10 ({', '.join(games)})")
-    else:
-        yield Row("game", f"{', '.join(games) or 'none'} in Versions, not {GAME} (4.10)", False, GET_GAME)
-    maps = {file.stem for file in (root / "Maps" / "SMAC_Maps").glob("*.SC2Map")}
-    yield Row("maps", f"{len(maps)} in Maps/SMAC_Maps", bool(maps), "" if maps else GET_MAPS)
+    """What SMAC needs beside the extra ``smac``, as its own module tells; it is named by its config."""
+    from marl_memory.training.config import config_dir
+    from marl_memory.training.tasks import load_task
+
+    target: str = load_task(config_dir() / "env", "smac/task")["_target_"]
+    for name, found, there, hint in import_module(f"{target.rpartition('.')[0]}_install").examine():
+        yield Row(name, found, there, "" if there else hint)

@@ -44,10 +44,10 @@ class Keys:
 
     | attribute   | shape           | dtype   | meaning                                                               |
     |-------------|-----------------|---------|-----------------------------------------------------------------------|
-    | observation | ``[*B, A, F]``  | float32 | own observation; unequal agents are padded with zeros                 |
+    | observation | ``[*B, A, F]``  | float32 | own observation (pictures: uint8, flat); unequal ones padded with 0   |
     | action_mask | ``[*B, A, P]``  | bool    | allowed actions (discrete tasks only)                                 |
     | alive       | ``[*B, A]``     | bool    | whether the agent acts at this step                                   |
-    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations                        |
+    | state       | ``[*B, S]``     | float32 | the task's global state, else all observations (pictures: uint8)      |
     | done        | ``[*B, 1]``     | bool    | the episode ended (terminated or truncated)                           |
     | terminated  | ``[*B, 1]``     | bool    | it ended in a terminal state: nothing to bootstrap                    |
     | truncated   | ``[*B, 1]``     | bool    | it was cut (time limit): bootstrap from the last state                |
@@ -61,6 +61,8 @@ class Keys:
     | reward      | ``[*B, A, 1]``  | float32 | reward of each agent; equal for all where it is common                |
     | discount    | ``[*B, A, 1]``  | float32 | 0 where this agent's return ends with no bootstrap, else 1            |
     | success     | ``[*B, 1]``     | bool    | the episode was won (only tasks whose spec has it)                    |
+    | measures    | ``[*B, M]``     | float32 | what an episode's end tells beside (only tasks whose spec names them) |
+    | dropped     | ``[*B, 1]``     | bool    | the episode broke off and counts for nothing (see `TaskSpec`)         |
 
     Written by the policy: ``action`` (``[*B, A]`` int64, or ``[*B, A, P]`` float32) and ``log_prob`` (``[*B, A]``).
 
@@ -85,6 +87,13 @@ class Keys:
     ``learn_reward``), ``policy_weight`` and ``value_weight`` (``[*B, A]``): the host adds
     −policy_weight · log π(a|o) + value_weight · (V − value_target)², with V and target in the critic's units.
 
+    Written by ACT operators, under ``act``, between policy and environment: ``taken`` (``[*B, A]`` bool, memory's
+    action was executed and is in ``action``), ``act_weight`` (``[*B, A]``, w: with this probability it would be),
+    ``confidence`` (``[*B, A]``), and the parameters of memory's own policy, ``memory_policy(name)``, in the names of
+    ``policy(name)``.  The behaviour was the mixture w · memory + (1 − w) · policy.  A host that learns from its own
+    actions (PPO) then writes log π of the executed action into ``log_prob``, and log b of the mixture into
+    ``behaviour_log_prob`` (``[*B, A]``, under ``learn``); its policy's loss leaves out what memory did.
+
     Written by the replay: ``row`` (``[*B]`` int64, the number of the row since the run began; never used twice).
     """
 
@@ -103,6 +112,8 @@ class Keys:
     terminated: str = field(init=False, default="terminated")
     truncated: str = field(init=False, default="truncated")
     success: str = field(init=False, default="success")
+    measures: str = field(init=False, default="measures")
+    dropped: str = field(init=False, default="dropped")
 
     learn: str = field(init=False, default="learn")
     learn_reward: tuple[str, ...] = field(init=False, default=("learn", "reward"))
@@ -122,6 +133,11 @@ class Keys:
     region: tuple[str, ...] = field(init=False, default=("learn", "region"))
     replay: tuple[str, ...] = field(init=False, default=("learn", "replay"))
 
+    taken: tuple[str, ...] = field(init=False, default=("act", "taken"))
+    act_weight: tuple[str, ...] = field(init=False, default=("act", "weight"))
+    confidence: tuple[str, ...] = field(init=False, default=("act", "confidence"))
+    behaviour_log_prob: tuple[str, ...] = field(init=False, default=("learn", "behaviour_log_prob"))
+
     row: str = field(init=False, default="row")
 
     def __post_init__(self) -> None:
@@ -133,3 +149,7 @@ class Keys:
     def policy(self, name: str) -> tuple[str, ...]:
         """A parameter of the policy's distribution: ``log_probs``, ``loc`` or ``scale``."""
         return ("learn", "policy", name)
+
+    def memory_policy(self, name: str) -> tuple[str, ...]:
+        """As `policy`, of what acts in its place."""
+        return ("act", "policy", name)

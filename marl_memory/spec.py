@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -23,12 +24,21 @@ class TaskSpec:
         own_state: whether the task has a global state of its own; else ``state`` is all observations, concatenated.
         common_reward: whether all agents receive one reward (the reward then counts for an agent after its death too).
         has_success: whether ``("next", "success")`` tells that an episode was won.
+        measures: names of the M numbers that ``("next", "measures")`` holds at an episode's end, as in ``dead_allies``.
+        has_dropped: whether ``("next", "dropped")`` tells that an episode broke off because its simulator failed: it is
+            truncated where it stood, and enters no statistic.
         max_episode_steps: the time limit in environment steps, where the task declares one.
         action_embedding: one vector per action (for structured transport costs), where the task offers it.
+        picture: channels, height and width of each agent's observation where that is a picture: the observation's
+            features, uint8, are then its numbers in this order, channel by channel and row by row.
+        frame_stack: how many pictures, oldest first, make one observation: K; the channels are theirs, one after the
+            other.  At the start of an episode the missing ones are the first repeated, or zeros.
+        clip_rewards: learners read rewards clipped to ± this; what is reported is never clipped.  None: as they are.
         group: the name of the agents' group (see `Keys`).
 
     Raises:
-        ValueError: for sizes that do not agree with the number of agents, or bounds missing or out of place.
+        ValueError: for sizes that do not agree with the number of agents or with the picture, or bounds missing or out
+            of place.
     """
 
     name: str
@@ -40,10 +50,15 @@ class TaskSpec:
     own_state: bool
     common_reward: bool
     has_success: bool = False
+    measures: tuple[str, ...] = ()
+    has_dropped: bool = False
     max_episode_steps: int | None = None
     action_low: tuple[tuple[float, ...], ...] | None = None
     action_high: tuple[tuple[float, ...], ...] | None = None
     action_embedding: tuple[tuple[float, ...], ...] | None = None
+    picture: tuple[int, int, int] | None = None
+    frame_stack: int = 1
+    clip_rewards: float | None = None
     group: str = "agents"
 
     def __post_init__(self) -> None:
@@ -58,6 +73,18 @@ class TaskSpec:
         if self.continuous != (self.action_low is not None and self.action_high is not None):
             raise ValueError(
                 f"continuous={self.continuous} needs action_low and action_high set exactly when it is True"
+            )
+        if self.clip_rewards is not None and not self.clip_rewards > 0:
+            raise ValueError(f"clip_rewards={self.clip_rewards} must be positive, or None")
+        channels, pixels = (self.picture[0], math.prod(self.picture)) if self.picture else (1, 0)
+        if self.picture and (set(self.observation_sizes) != {pixels} or self.own_state):
+            raise ValueError(
+                f"picture={self.picture} needs observation_sizes of {pixels} for every agent and own_state=False; "
+                f"they are {self.observation_sizes} and {self.own_state}"
+            )
+        if self.frame_stack < 1 or channels % self.frame_stack:
+            raise ValueError(
+                f"frame_stack={self.frame_stack} must divide the {channels} channels of picture={self.picture}"
             )
 
     @classmethod

@@ -82,6 +82,18 @@ KEYS = [
     (["algorithm=mapo"], "algorithm=mapo does not exist: did you mean mappo?"),
     (["experiment=quickstar"], "experiment=quickstar does not exist: did you mean quickstart?"),
     (["network=lstm"], "network=lstm does not exist: known are mlp"),
+    (["network=nature_cnn"], "reads pictures, but toy/masked_duel shows no pictures: choose network=mlp"),
+    (
+        ["env=atari/pong", "network=mlp"],
+        "reads vectors, but atari/pong shows pictures [4, 84, 84] (channels, height, width): choose network=nature_cnn",
+    ),
+    (
+        ["env=atari/pong", "algorithm=ppo", "algorithm.normalise_observations=true"],
+        "does not fit atari/pong, whose obs",
+    ),
+    (["env=atari/game", "env.kwargs.game=ALE/MsPacman-v5"], "is none of ALE's games: did you mean ms_pacman"),
+    (["env=atari/pong", "env.backend=envpool"], "env.backend='envpool' must be one of gymnasium, ale_vector"),
+    (["env.wrappers=[frame_stak]"], "env.wrappers[0]='frame_stak' is no wrapper of SuperSuit"),
     (["memory=[mnemo]"], "memory=mnemo does not exist"),
     (["algoritm=mappo"], "algoritm is unknown, nothing reads it: did you mean algorithm?"),
     (["experimnt=quickstart"], "experimnt is unknown, nothing reads it: did you mean experiment?"),
@@ -139,6 +151,7 @@ GRADIENT = ["algorithm=maddpg", "memory=[mnemo_gradient]"]
 REGION = ["algorithm=mappo", "memory=[mnemo_region]"]
 SIL = ["algorithm=mappo", "memory=[sil]"]
 RETURNS = ["algorithm=maddpg", "memory=[return_memory]"]
+NOVELTY = ["algorithm=mappo", "memory=[adamemento]"]
 GEM = ["algorithm=maddpg", "memory=[gem]"]
 MEMORY = [
     (
@@ -216,6 +229,13 @@ MEMORY = [
     ([*RETURNS, "memory.return_memory.policy=merge"], "policy='merge' must be one of best, fifo"),
     ([*RETURNS, "memory.return_memory.coefficient=2"], "coefficient=2 must lie in [0, 1]"),
     ([*RETURNS, "memory.return_memory.horizon=0"], "horizon=0 must be positive"),
+    ([*NOVELTY, "memory.coarse_fine.latent=1"], "latent=1 must be at least 2"),
+    ([*NOVELTY, "memory.coarse_fine.fine_sign=0"], "fine_sign=0 must be 1 (dense codes are new) or -1"),
+    ([*NOVELTY, "memory.coarse_fine.combine=max"], "combine='max' must be one of add, mul"),
+    ([*NOVELTY, "memory.coarse_fine.eta=-1"], "eta=-1 must not be negative"),
+    ([*NOVELTY, "memory.coarse_fine.batches=2.5"], "memory.coarse_fine.batches=2.5 must be a whole number"),
+    ([*NOVELTY, "memory.coarse_fine.hidden=[16,0]"], "hidden=[16, 0] must hold positive widths"),
+    ([*NOVELTY, "memory.adamemento.eta=1"], "memory.adamemento"),
 ]
 
 

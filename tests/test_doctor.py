@@ -13,6 +13,7 @@ import torch
 from marl_memory import cli, doctor
 from marl_memory.doctor import Row, examine, report
 from marl_memory.training import tasks
+from marl_memory_envs import smac_install
 from tests import fresh
 
 
@@ -115,14 +116,17 @@ def test_starcraft_is_looked_for_where_pysc2_does(game: Path, monkeypatch: pytes
     found = rows("StarCraft II")
     assert found["SC2PATH"] == Row("SC2PATH", str(game))
     assert found["game"] == Row("game", "4.10 (Base75689)")
-    assert found["maps"] == Row("maps", "2 in Maps/SMAC_Maps")
+    assert found["maps"].found == "1 of 24 in Maps/SMAC_Maps, not 8m"
+    for name in (*smac_install.SMAC_MAPS, smac_install.FLAT):
+        (game / "Maps" / "SMAC_Maps" / f"{name}.SC2Map").touch()
+    assert rows("StarCraft II")["maps"] == Row("maps", "24 of 24 in Maps/SMAC_Maps")
     (game / "Versions" / "Base75689").rename(game / "Versions" / "Base80000")
     for file in (game / "Maps" / "SMAC_Maps").iterdir():
         file.unlink()
     found = rows("StarCraft II")
     assert found["game"].found == "Base80000 in Versions, not Base75689 (4.10)"
     assert "s2client-proto" in found["game"].hint
-    assert (found["maps"].there, found["maps"].found) == (False, "0 in Maps/SMAC_Maps")
+    assert (found["maps"].there, found["maps"].found) == (False, "0 of 24 in Maps/SMAC_Maps")
     assert "smacv2/releases/download/maps/SMAC_Maps.zip" in found["maps"].hint
     monkeypatch.delenv("SC2PATH")
     monkeypatch.setenv("HOME", str(game))
@@ -132,10 +136,15 @@ def test_starcraft_is_looked_for_where_pysc2_does(game: Path, monkeypatch: pytes
 
 
 def test_smacv2_is_installed_from_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "smacv2" else SimpleNamespace())
-    assert rows("StarCraft II")["smacv2"].hint == "pip install --no-deps git+https://github.com/oxwhirl/smacv2"
-    monkeypatch.setattr(doctor, "find_spec", lambda name: SimpleNamespace())
-    assert rows("StarCraft II")["smacv2"] == Row("smacv2", "installed")
+    monkeypatch.setattr(smac_install, "find_spec", lambda name: None if name == "smacv2" else SimpleNamespace())
+    found = rows("StarCraft II")
+    assert found["smacv2"].hint == "pip install --no-deps pysc2==4.0.0 git+https://github.com/oxwhirl/smacv2"
+    assert found["pysc2"] == Row("pysc2", "installed")
+    monkeypatch.setattr(smac_install, "find_spec", lambda name: None if name == "websocket" else SimpleNamespace())
+    found = rows("StarCraft II")
+    assert found["smacv2"] == Row("smacv2", "installed")
+    lacking = Row("smac packages", "websocket missing", False, 'pip install "marl-memory[smac]"')
+    assert found["smac packages"] == lacking
 
 
 def test_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,14 @@ def test_ppo_solves_cartpole_in_100_k_frames(tmp_path: Path) -> None:
     assert sum(returns) / 3 >= 475, returns
 
 
+def test_dqn_solves_cartpole_in_100_k_frames(tmp_path: Path) -> None:
+    returns = []
+    for seed in range(3):
+        train(tmp_path / str(seed), "experiment=dqn_cartpole", f"seed={seed}")
+        returns.append(evaluate_run(tmp_path / str(seed), episodes=128, checkpoint="last").returns.mean().item())
+    assert sum(returns) / 3 >= 475, returns
+
+
 def test_ppo_lands_in_a_million_frames(tmp_path: Path) -> None:
     returns = []
     for seed in range(3):

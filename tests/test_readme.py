@@ -22,6 +22,7 @@ import pytest
 from marl_memory import cli
 from marl_memory.study.plan import make_plan
 from marl_memory.training.run import make_env, read_config, release
+from marl_memory_envs.smac_install import GET_MAPS
 from tests.study.synthetic import make_study, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,11 @@ PIP_KNOWN = {
     "https://download.pytorch.org/whl/cpu": "PyTorch's own index; also the Makefile's",
     "--no-deps": "an option",
     "git+https://github.com/oxwhirl/smacv2": "not on PyPI, and not fetched here",
+    "pysc2==4.0.0": "installed beside smacv2",
 }
+SYSTEM = ("sudo", "wget", "unzip", "mkdir")
+"""Programs of the system; they fetch and unpack StarCraft II and its maps, which is not done here."""
+FETCHED = ("https://blzdistsc2-a.akamaihd.net/Linux/SC2.4.10.zip", GET_MAPS.splitlines()[-1])
 NOT_CODE = {"docs/decisions.md": ["## N. Title"]}
 """Blocks that show a form to fill in, by how they begin."""
 
@@ -138,6 +143,8 @@ def test_shell_blocks_run(page: str, stopped_run: Path, user_folder: Path, tmp_p
             check_make(arguments)
         elif program == "pip":
             check_pip(arguments)
+        elif program in SYSTEM:
+            check_system(program, arguments)
         else:
             distinct = tuple(word for word in arguments if not word.startswith("seed="))
             if distinct not in done:  # one seed shows that the line works
@@ -148,10 +155,11 @@ def test_shell_blocks_run(page: str, stopped_run: Path, user_folder: Path, tmp_p
 def note_commands(shell: str, folder: Path) -> list[list[str]]:
     """Execute ``shell`` where only stand-ins can be found; the commands that were called, word by word."""
     folder.mkdir()
-    for program in ("marl-memory", "make", "pip"):
+    for program in ("marl-memory", "make", "pip", *SYSTEM):
         (folder / program).write_text('#!/bin/sh\nprintf "%s\\037" "${0##*/}" "$@" >&2\necho >&2\n')
         (folder / program).chmod(0o755)
-    done = subprocess.run(["/bin/sh", "-eu"], input=shell, env={"PATH": str(folder)}, capture_output=True, text=True)
+    environment = {"PATH": str(folder), "HOME": "/home/user"}
+    done = subprocess.run(["/bin/sh", "-eu"], input=shell, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [line.rstrip("\037").split("\037") for line in done.stderr.splitlines()]
 
@@ -172,6 +180,15 @@ def check_pip(arguments: list[str]) -> None:
             assert word in PIP_KNOWN, f"pip {word}: what is it?"
 
 
+def check_system(program: str, arguments: list[str]) -> None:
+    if program == "wget":
+        assert arguments in ([url] for url in FETCHED), arguments
+    if program == "sudo":
+        assert arguments[:3] == ["apt-get", "install", "-y"]
+    if program == "unzip":
+        assert any(url.endswith(f"/{word}") for url in FETCHED for word in arguments), arguments
+
+
 def run_marl_memory(arguments: list[str], stopped_run: Path, folder: Path) -> None:
     """Run one command on a small budget; what it should leave behind is there."""
     command, *rest = arguments
@@ -189,6 +206,13 @@ def run_marl_memory(arguments: list[str], stopped_run: Path, folder: Path) -> No
         words = [word for word in rest if not word.startswith("env=")]
         cli.main([command, *words, "env=toy/masked_duel", *TINY, f"run_folder={folder / 'new'}"])
         assert (folder / "new_job_0" / "curve.png").exists()
+        return
+    if command == "train" and any("smac/" in word for word in rest):  # the game may not be here: it is composed
+        cli.main([command, *rest, "--cfg", "job"])
+        return
+    if "--replay" in rest:
+        with pytest.raises(SystemExit, match="toy/masked_duel keeps no replays"):
+            cli.main([command, *(scaled(word, run) for word in rest)])
         return
     if command == "train":
         last = max(i for i, word in enumerate(rest) if "=" in word) + 1  # options may follow: argparse wants one row

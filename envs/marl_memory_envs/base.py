@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class AgentsEnv(EnvBase):
     resumable: bool = False
     """Whether `snapshot` captures everything, so that a run continues exactly from where it stood."""
 
+    replay_suffix: str = ""
+    """How the files of `save_replay` end; empty where the task keeps no replays."""
+
     frames_per_second: float = 15.0
     """How many of the pictures that `frames` gives make a second of the task's own time; where it has none, 15."""
 
@@ -48,8 +52,9 @@ class AgentsEnv(EnvBase):
 
     def _make_specs(self) -> None:
         spec, n, a, Size = self.task_spec, self.n_envs, self.task_spec.n_agents, torch.Size
+        seen = torch.uint8 if spec.picture else torch.float32
         agents: dict[str, Any] = {
-            "observation": Unbounded(shape=Size((n, a, spec.observation_size)), dtype=torch.float32),
+            "observation": Unbounded(shape=Size((n, a, spec.observation_size)), dtype=seen),
             "alive": Categorical(2, shape=Size((n, a)), dtype=torch.bool),
             "discount": Bounded(0.0, 1.0, shape=Size((n, a, 1)), dtype=torch.float32),
         }
@@ -57,10 +62,14 @@ class AgentsEnv(EnvBase):
             agents["action_mask"] = Categorical(2, shape=Size((n, a, spec.action_size)), dtype=torch.bool)
         observation: dict[str, Any] = {
             spec.group: Composite(agents, shape=Size((n, a))),
-            "state": Unbounded(shape=Size((n, spec.state_size)), dtype=torch.float32),
+            "state": Unbounded(shape=Size((n, spec.state_size)), dtype=seen),
         }
         if spec.has_success:
             observation["success"] = Categorical(2, shape=Size((n, 1)), dtype=torch.bool)
+        if spec.measures:
+            observation["measures"] = Unbounded(shape=Size((n, len(spec.measures))), dtype=torch.float32)
+        if spec.has_dropped:
+            observation["dropped"] = Categorical(2, shape=Size((n, 1)), dtype=torch.bool)
         self.observation_spec = Composite(observation, shape=Size((n,)))
         reward = Composite({"reward": Unbounded(shape=Size((n, a, 1)), dtype=torch.float32)}, shape=Size((n, a)))
         self.reward_spec = Composite({spec.group: reward}, shape=Size((n,)))
@@ -124,6 +133,14 @@ class AgentsEnv(EnvBase):
             ValueError: if the task can not be drawn.
         """
         raise ValueError(f"{self.task_spec.name} can not be drawn: {type(self).__name__} has no pictures")
+
+    def save_replay(self, file: Path) -> None:
+        """Write what environment 0 has played since its last seeded reset, in the simulator's own form.
+
+        Raises:
+            ValueError: if the task keeps no replays.
+        """
+        raise ValueError(f"{self.task_spec.name} keeps no replays; a film shows what happened: --video")
 
     @abstractmethod
     def _set_seed(self, seed: int | None) -> None: ...

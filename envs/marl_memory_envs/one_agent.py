@@ -23,6 +23,11 @@ class OneAgent(ParallelEnv[str, Any, Any]):
         self.render_mode = env.render_mode
         self.metadata = {**env.metadata, "name": env.spec.id if env.spec else type(env.unwrapped).__name__}
 
+    @property
+    def np_random(self) -> Any:
+        """The environment's own generator, which SuperSuit's frame_skip draws from."""
+        return self.env.unwrapped.np_random
+
     def observation_space(self, agent: str) -> gym.Space[Any]:
         """The environment's observation space."""
         return self.env.observation_space

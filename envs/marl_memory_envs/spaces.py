@@ -13,16 +13,29 @@ from pettingzoo import ParallelEnv
 
 @dataclass(frozen=True, slots=True)
 class AgentSpaces:
-    """What one agent's spaces say.  ``low`` and ``high`` are ``[P_i]`` for continuous actions, else None."""
+    """What one agent's spaces say.  ``low`` and ``high`` are ``[P_i]`` for continuous actions, else None.
+
+    ``shape`` is that of an observation as the environment gives it; of a picture, ``picture`` says channels, height and
+    width, and ``channels_last`` in which order they come.
+    """
 
     name: str
     index: int
     observation_size: int
+    shape: tuple[int, ...]
     action_size: int
     first_action: int
     dict_observation: bool
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    picture: tuple[int, int, int] | None = None
+    channels_last: bool = False
+
+    def planes(self, picture: np.ndarray) -> np.ndarray:
+        """A picture as channels, rows, columns: ``[C, H, W]``."""
+        if picture.ndim == 2:
+            return picture[None]
+        return picture.transpose(2, 0, 1) if self.channels_last else picture
 
 
 def read_team(envs: Sequence[ParallelEnv[str, Any, Any]]) -> list[AgentSpaces]:
@@ -44,20 +57,29 @@ def read_team(envs: Sequence[ParallelEnv[str, Any, Any]]) -> list[AgentSpaces]:
     if len({agent.low is None for agent in team}) > 1:
         kinds = {agent.name: "discrete" if agent.low is None else "continuous" for agent in team}
         raise ValueError(f"the agents mix discrete and continuous actions: {kinds}; give all of them one kind")
+    if len(shapes := {agent.picture for agent in team}) > 1:
+        raise ValueError(
+            f"the agents' observations mix shapes: {' and '.join(map(str, shapes))} (channels, height, width; None: a "
+            "vector); give all of them pictures of one shape, or vectors"
+        )
     return team
 
 
 def _read_agent(index: int, name: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> AgentSpaces:
     masked = isinstance(observation, spaces.Dict) and set(observation.spaces) == {"observation", "action_mask"}
     box = observation["observation"] if isinstance(observation, spaces.Dict) and masked else observation
-    if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+    picture = isinstance(box, spaces.Box) and box.dtype == np.uint8 and len(box.shape) in (2, 3)
+    if not isinstance(box, spaces.Box) or not (picture or len(box.shape) == 1):
         raise ValueError(
-            f"agent {name!r} observes {observation}; right is a Box of one dimension, or a Dict of exactly "
-            "'observation' (such a Box) and 'action_mask': flatten or encode the observation in the environment"
+            f"agent {name!r} observes {observation}; right is a Box of one dimension, a picture (a uint8 Box of two or "
+            "three), or a Dict of exactly 'observation' (such a Box) and 'action_mask': flatten or encode the "
+            "observation in the environment"
         )
-    size = box.shape[0]
+    seen: dict[str, Any] = {"shape": box.shape, "observation_size": int(np.prod(box.shape)), "dict_observation": masked}
+    if picture:
+        seen |= _read_picture(name, box.shape)
     if isinstance(action, spaces.Discrete):
-        return AgentSpaces(name, index, size, int(action.n), int(action.start), masked)
+        return AgentSpaces(name, index, action_size=int(action.n), first_action=int(action.start), **seen)
     if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not np.issubdtype(action.dtype, np.floating):
         raise ValueError(
             f"agent {name!r} acts in {action}; right is Discrete, or a Box of one dimension and real numbers: "
@@ -66,7 +88,21 @@ def _read_agent(index: int, name: str, observation: spaces.Space[Any], action: s
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise ValueError(f"agent {name!r} acts in {action}; right are finite bounds: clip or squash in the environment")
     low, high = -_float32_below(-action.low), _float32_below(action.high)
-    return AgentSpaces(name, index, size, action.shape[0], 0, masked, low, high)
+    return AgentSpaces(name, index, action_size=action.shape[0], first_action=0, low=low, high=high, **seen)
+
+
+def _read_picture(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Which of a picture's dimensions are what: its channels are the first or the last, whichever are fewer."""
+    if len(shape) == 2:
+        return {"picture": (1, *shape)}
+    last = shape[2] < shape[0]
+    channels, height, width = (shape[2], *shape[:2]) if last else shape
+    if channels > min(height, width):
+        raise ValueError(
+            f"agent {name!r} observes a picture of {shape}; right is [channels, height, width] or "
+            "[height, width, channels], with fewer channels than rows and columns"
+        )
+    return {"picture": (channels, height, width), "channels_last": last}
 
 
 def _float32_below(limit: np.ndarray) -> np.ndarray:
@@ -83,7 +119,10 @@ def pad_bounds(limits: Sequence[np.ndarray | None]) -> tuple[tuple[float, ...], 
 
 
 def own_state_size(env: ParallelEnv[str, Any, Any]) -> int | None:
-    """Features of ``env.state()``, tried once; None where the environment does not implement it."""
+    """Features of ``env.state()``: as declared by a flat ``state_space``, else tried once (None: not implemented)."""
+    declared = getattr(env, "state_space", None)
+    if isinstance(declared, spaces.Box) and len(declared.shape) == 1:
+        return declared.shape[0]
     env.reset()
     try:
         state = np.asarray(env.state())

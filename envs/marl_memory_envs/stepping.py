@@ -141,6 +141,8 @@ def play(
                 whole.rewards.extend(map(rewards.__getitem__, team))
             else:
                 others.append((row, answer))
+    except ChildProcessError as error:  # a game that can not be kept alive: it says all there is to say
+        raise ChildProcessError(f"environment {row}: {error}") from error
     except Exception as error:  # whatever a simulator raises
         raise _failure(row, "step", error) from error
     return whole, others
@@ -157,6 +159,8 @@ def _start(envs: Sequence[Team] | Mapping[int, Team], rows: Sequence[int], seeds
     try:
         for row, seed in zip(rows, seeds, strict=True):
             starts.append(envs[row].reset() if seed is None else envs[row].reset(seed=seed))
+    except ChildProcessError as error:
+        raise ChildProcessError(f"environment {row}: {error}") from error
     except Exception as error:  # whatever a simulator raises
         raise _failure(row, "reset", error) from error
     return starts
@@ -245,6 +249,7 @@ class Portrait(NamedTuple):
     spaces: dict[str, tuple[Space[Any], Space[Any]]]
     metadata: dict[str, Any]
     render_mode: str | None
+    state_space: Space[Any] | None
 
 
 class View(NamedTuple):
@@ -260,7 +265,9 @@ class ProcessEnv(ParallelEnv[str, Any, Any]):
 
     def __init__(self, processes: Processes, row: int, portrait: Portrait) -> None:
         self.processes, self.row = processes, row
-        self._text, self.possible_agents, self._spaces, self.metadata, self.render_mode = portrait
+        self._text, self.possible_agents, self._spaces, self.metadata, self.render_mode, space = portrait
+        if space is not None:
+            self.state_space = space
 
     @property
     def agents(self) -> list[str]:  # type: ignore[override]
@@ -302,6 +309,10 @@ class ProcessEnv(ParallelEnv[str, Any, Any]):
     def render(self) -> Any:
         """What the environment renders in its ``render_mode``."""
         return self.processes.render(self.row)
+
+    def save_replay(self, file: str) -> None:
+        """As the environment's own; ValueError if it has none."""
+        self.processes.save_replay(self.row, file)
 
     def close(self) -> None:
         """Nothing: all environments are closed together, by `Processes.close`."""
@@ -377,6 +388,11 @@ class Processes:
         """What environment ``row`` renders."""
         (worker,) = self._parts([row])
         return self._ask({worker: ("render", row)})[0]
+
+    def save_replay(self, row: int, file: str) -> None:
+        """Have environment ``row`` write a replay to ``file``."""
+        (worker,) = self._parts([row])
+        self._ask({worker: ("save_replay", row, file)})
 
     def close(self) -> None:
         """End the workers, which close their environments first; once is enough."""
@@ -509,7 +525,12 @@ class Worker:
         self.team = list(self.envs[rows[0]].possible_agents)
         return [
             Portrait(
-                str(env), list(env.possible_agents), self.spaces[row], env.metadata, getattr(env, "render_mode", None)
+                str(env),
+                list(env.possible_agents),
+                self.spaces[row],
+                env.metadata,
+                getattr(env, "render_mode", None),
+                getattr(env, "state_space", None),
             )
             for row, env in self.envs.items()
         ]
@@ -531,6 +552,13 @@ class Worker:
             return self.envs[row].render()
         except Exception as error:  # whatever keeps a simulator from drawing
             raise _failure(row, "render", error) from error
+
+    def save_replay(self, row: int, file: str) -> None:
+        """Have an environment write a replay."""
+        save = getattr(self.envs[row], "save_replay", None)
+        if save is None:
+            raise ValueError(f"{self.envs[row]} keeps no replays")
+        save(file)
 
     def close(self) -> None:
         """Close the environments."""
@@ -574,7 +602,7 @@ def _reply(call: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
     """Whether a call worked, its result or error, and where in the code the error arose."""
     try:
         return pickle.dumps((True, call(*arguments), ""), pickle.HIGHEST_PROTOCOL)
-    except (EnvironmentFailure, ValueError, ImportError) as error:
+    except (EnvironmentFailure, ValueError, ImportError, OSError) as error:
         return pickle.dumps((False, error, traceback.format_exc()))
     except Exception as error:
         told = RuntimeError(f"a worker process failed in {call.__name__}(): {type(error).__name__}: {error}")

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,13 @@ COMMON = 1e-5
 
 _SPACES = ("observation_space", "action_space")
 
-_ROOT = ("state", "done", "terminated", "truncated", "success")
+_ROOT = ("state", "done", "terminated", "truncated", "success", "measures", "dropped")
 
 
 class VectorEnv(AgentsEnv):
     """N environments of one task, batch size ``[N]``; entries as in `marl_memory.keys.Keys`.
+
+    Where agents see pictures, these are the state too, all of them, whatever other state the environment has.
 
     An agent is *alive* at t when it acts at t: it is in ``env.agents``, none of its flags is set, and
     ``infos[agent]["alive"]``, where the environment gives it, is true.  An agent that is listed but not alive is sent
@@ -69,7 +72,12 @@ class VectorEnv(AgentsEnv):
         name: the task's name; by default what the first environment calls itself.
         common_reward: whether all agents receive one reward (checked at every step).
         success: the key in an agent's info which tells at the end of an episode whether it was won.
+        measures: the keys of numbers in an agent's info at the end of an episode, which are told beside its return.
+        dropped: the key in an agent's info which tells at the end of an episode that it broke off, through no doing of
+            the agents: it must be truncated, and counts for nothing.
+        action_embedding: see `TaskSpec`.
         max_episode_steps: the time limit that the environments themselves impose, in steps (checked, not imposed).
+        clip_rewards: learners read rewards clipped to ± this; reported returns are never clipped.
         group: the name of the agents' group in the TensorDict.
         stepping: ``serial`` steps one environment after another, ``threads`` and ``processes`` some on each of the
             workers; the numbers are the same. One environment alone is always stepped serially. In processes only
@@ -90,14 +98,18 @@ class VectorEnv(AgentsEnv):
         name: str | None = None,
         common_reward: bool = False,
         success: str | None = None,
+        measures: Sequence[str] = (),
+        dropped: str | None = None,
+        action_embedding: tuple[tuple[float, ...], ...] | None = None,
         max_episode_steps: int | None = None,
+        clip_rewards: float | None = None,
         group: str = "agents",
         stepping: str = "serial",
         workers: int | None = None,
     ) -> None:
         check_stepping(stepping, workers)
         agents = read_team(envs)
-        state_size = own_state_size(envs[0])
+        state_size = None if agents[0].picture else own_state_size(envs[0])
         width = max(agent.observation_size for agent in agents)
         spec = TaskSpec(
             name=name or str(envs[0]),
@@ -109,16 +121,24 @@ class VectorEnv(AgentsEnv):
             own_state=state_size is not None,
             common_reward=common_reward,
             has_success=success is not None,
+            measures=tuple(measures),
+            has_dropped=dropped is not None,
+            action_embedding=action_embedding,
             max_episode_steps=max_episode_steps,
             action_low=pad_bounds([agent.low for agent in agents]),
             action_high=pad_bounds([agent.high for agent in agents]),
+            picture=agents[0].picture,
+            frame_stack=envs[0].metadata.get("frame_stack", 1) if agents[0].picture else 1,
+            clip_rewards=clip_rewards,
             group=group,
         )
         super().__init__(spec, len(envs))
         self.envs = list(envs)
+        self.replay_suffix = str(envs[0].metadata.get("replay_suffix", self.replay_suffix))
         self.frames_per_second = float(envs[0].metadata.get("render_fps", self.frames_per_second))
         self.is_closed = False
         self._agents = {agent.name: agent for agent in agents}
+        self._shapes = [agent.shape for agent in agents]
         self._spaces = [{name: spaces_of(env, name) for name in self._agents} for env in envs]
         self._noop = _noop(agents, spec)  # [A] or [A, P]: what an agent is sent that is listed but not alive
         self._team = list(spec.agents)
@@ -128,7 +148,7 @@ class VectorEnv(AgentsEnv):
         self._one_width = len(set(spec.observation_sizes)) == 1
         self._one_size = len(set(spec.action_sizes)) == 1
         self._plain_actions = self._one_size and not self._noop.any()
-        self._success_key = success
+        self._success_key, self._dropped_key = success, dropped
         self._template = _template(spec, self.n_envs)
         self._usual = {**self._template, "alive": np.ones((self.n_envs, spec.n_agents), dtype=bool)}
         self._usual_tensors = {key: torch.from_numpy(array) for key, array in self._usual.items()}
@@ -171,6 +191,14 @@ class VectorEnv(AgentsEnv):
                 "the environment must be made with render_mode='rgb_array' and know that mode"
             )
         return [picture]
+
+    def save_replay(self, file: Path) -> None:
+        """See `AgentsEnv.save_replay`: the first environment's own ``save_replay(path)``, where it has one."""
+        save = getattr(self.envs[0], "save_replay", None)
+        if save is None:
+            super().save_replay(file)
+        else:
+            save(str(file))
 
     # ---- TorchRL's three methods -------------------------------------------------------------------------------------
 
@@ -304,19 +332,20 @@ class VectorEnv(AgentsEnv):
             frame["truncated" if self._cut[row] else "terminated"][row] = True
             if not self._cut[row]:
                 frame["discount"][row] = 0.0
-            if self._success_key is not None:
-                frame["success"][row] = self._read_success(row, infos, listed, self._success_key)
+            self._read_end(frame, row, infos, listed)
 
     def _write_whole(self, frame: Frame, whole: WholeTeams) -> None:
         """Write the rows in which every agent acted and goes on acting."""
         rows: Any = slice(None) if len(whole.rows) == self.n_envs else whole.rows
         count, spec = len(whole.rows), self.task_spec
         sizes = list(spec.observation_sizes)
-        if list(map(np.shape, whole.observations)) != [(size,) for size in sizes] * count:
+        if list(map(np.shape, whole.observations)) != self._shapes * count:
             for row, start in zip(whole.rows, range(0, len(whole.observations), len(sizes)), strict=True):
-                for name, size, value in zip(self._team, sizes, whole.observations[start:], strict=False):
-                    self._check_size(row, name, size, value)
-        if self._one_width:
+                for name, value in zip(self._team, whole.observations[start:], strict=False):
+                    self._check_size(row, self._agents[name], value)
+        if spec.picture:
+            self._write_pictures(frame, rows, whole.observations)
+        elif self._one_width:
             together = np.concatenate(whole.observations, dtype=np.float32, casting="same_kind")
             together = together.reshape(count, spec.n_agents, spec.observation_size)
             if count == self.n_envs:
@@ -335,6 +364,18 @@ class VectorEnv(AgentsEnv):
         frame["reward"][rows] = rewards[..., None]
         if count < self.n_envs:
             frame["alive"][rows] = True
+
+    def _write_pictures(self, frame: Frame, rows: Any, observations: Sequence[np.ndarray]) -> None:
+        """Write the pictures of whole teams."""
+        planes = self._agents[self._team[0]].planes
+        together = np.empty((len(observations), *(self.task_spec.picture or ())), dtype=np.uint8)
+        for place, picture in zip(together, observations, strict=True):
+            place[...] = planes(picture)
+        together = together.reshape(-1, self.task_spec.n_agents, self.task_spec.observation_size)
+        if len(together) == self.n_envs:
+            frame["observation"] = together
+        else:
+            frame["observation"][rows] = together
 
     def _read_rewards(self, reward: np.ndarray, row: int, given: Mapping[str, Any]) -> None:
         """Write ``reward`` ``[A, 1]``: of those who acted; or everybody's, for what they did before, if common."""
@@ -407,7 +448,9 @@ class VectorEnv(AgentsEnv):
             mask = info.get("action_mask") if info else None
             if agent.dict_observation:
                 value, mask = value["observation"], value["action_mask"]
-            self._check_size(row, name, agent.observation_size, value)
+            self._check_size(row, agent, value)
+            if agent.picture:
+                value = agent.planes(value).reshape(-1)
             index = agent.index
             observed[index, : agent.observation_size] = value
             if acts:
@@ -436,11 +479,12 @@ class VectorEnv(AgentsEnv):
                 )
             readable[agent.index] = False  # nothing to choose in a last state: the no-op of the dead
 
-    def _check_size(self, row: int, name: str, size: int, observation: Any) -> None:
+    def _check_size(self, row: int, agent: AgentSpaces, observation: Any) -> None:
         shape = np.shape(observation)
-        if shape != (size,):
+        if shape != agent.shape:
             seen = f"{shape[0]} numbers" if len(shape) == 1 else f"an array of shape {shape}"
-            raise ValueError(f"{self._where(row)}: agent {name!r} observes {seen}, not {size}")
+            right = agent.observation_size if len(agent.shape) == 1 else agent.shape
+            raise ValueError(f"{self._where(row)}: agent {agent.name!r} observes {seen}, not {right}")
 
     def _check_spaces(self, row: int) -> None:
         """An environment's spaces are those it was built with: what it gives would be misread by others."""
@@ -458,12 +502,24 @@ class VectorEnv(AgentsEnv):
             "set common_reward=False, or make the environment give all agents one reward"
         )
 
-    def _read_success(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], key: str) -> bool:
+    def _read_end(self, frame: Frame, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str]) -> None:
+        """Write what the infos tell at the end of an episode; of one that is dropped, only that."""
+        if self._dropped_key is not None and any((infos.get(name) or {}).get(self._dropped_key) for name in acted):
+            if not self._cut[row]:
+                raise ValueError(f"{self._where(row)}: an episode that is dropped must be truncated")
+            frame["dropped"][row] = True
+            return
+        if self._success_key is not None:
+            frame["success"][row] = bool(self._told(row, infos, acted, "success", self._success_key))
+        for i, key in enumerate(self.task_spec.measures):
+            frame["measures"][row, i] = self._told(row, infos, acted, "measures", key)
+
+    def _told(self, row: int, infos: Mapping[str, Mapping[str, Any]], acted: Sequence[str], kind: str, key: str) -> Any:
         for name in acted:
             if key in (info := infos.get(name) or {}):
-                return bool(info[key])
+                return info[key]
         raise ValueError(
-            f"{self._where(row)}: success={key!r} is in no agent's info at the end of the episode; "
+            f"{self._where(row)}: {kind}={key!r} is in no agent's info at the end of the episode; "
             f"infos are {dict(infos)}"
         )
 
@@ -509,9 +565,12 @@ class VectorEnv(AgentsEnv):
         if spec.own_state:
             for row in rows:
                 frame["state"][row] = self.envs[row].state()
+        elif spec.picture:
+            frame["state"] = frame["observation"].reshape(self.n_envs, -1)  # the same bytes: pictures are large
         else:
             frame["state"] = frame["observation"].reshape(self.n_envs, -1).copy()
         checked = ("observation", "reward", "state") if spec.own_state else ("observation", "reward")
+        checked = ("reward",) if spec.picture else checked
         # The fastest sum that no infinite number leaves finite; that of finite ones can overflow.
         if not math.isfinite(sum(np.vdot(frame[key], frame[key]) for key in checked)):
             for key in checked:
@@ -546,13 +605,13 @@ class VectorEnv(AgentsEnv):
 
 def _stepping(envs: list[ParallelEnv[str, Any, Any]], team: list[str], kind: str, workers: int | None) -> Stepping:
     first = envs[0]
-    if kind == "processes" and len(envs) > 1:
-        if not isinstance(first, ProcessEnv):
-            raise ValueError(
-                "env.stepping='processes' needs environments that were made in worker processes: use vector_env, or "
-                "set env.stepping to serial or threads"
-            )
+    if isinstance(first, ProcessEnv):
         return first.processes
+    if kind == "processes" and len(envs) > 1:
+        raise ValueError(
+            "env.stepping='processes' needs environments that were made in worker processes: use vector_env, or "
+            "set env.stepping to serial or threads"
+        )
     if kind == "threads" and (count := worker_count(len(envs), workers)) > 1:
         return Threads(envs, team, count)
     return Serial(envs, team)
@@ -561,18 +620,23 @@ def _stepping(envs: list[ParallelEnv[str, Any, Any]], team: list[str], kind: str
 def _template(spec: TaskSpec, n: int) -> Frame:
     """The entries before anything is written: everybody dead, nothing ended."""
     agents = spec.n_agents
+    seen = np.uint8 if spec.picture else np.float32
     frame: Frame = {
-        "observation": np.zeros((n, agents, spec.observation_size), dtype=np.float32),
+        "observation": np.zeros((n, agents, spec.observation_size), dtype=seen),
         "alive": np.zeros((n, agents), dtype=bool),
         "reward": np.zeros((n, agents, 1), dtype=np.float32),
         "discount": np.ones((n, agents, 1), dtype=np.float32),
-        "state": np.zeros((n, spec.state_size), dtype=np.float32),
+        "state": np.zeros((n, spec.state_size), dtype=seen),
         **{key: np.zeros((n, 1), dtype=bool) for key in ("done", "terminated", "truncated")},
     }
     if not spec.continuous:
         frame["action_mask"] = np.tile(np.array(spec.action_valid), (n, 1, 1))
     if spec.has_success:
         frame["success"] = np.zeros((n, 1), dtype=bool)
+    if spec.measures:
+        frame["measures"] = np.zeros((n, len(spec.measures)), dtype=np.float32)
+    if spec.has_dropped:
+        frame["dropped"] = np.zeros((n, 1), dtype=bool)
     return frame
 
 
@@ -605,8 +669,10 @@ def vector_env(
     common_reward: bool = False,
     success: str | None = None,
     max_episode_steps: int | None = None,
+    clip_rewards: float | None = None,
     group: str = "agents",
     kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Any] = (),
     stepping: str = "serial",
     workers: int | None = None,
 ) -> VectorEnv:
@@ -616,8 +682,9 @@ def vector_env(
         factory: a function that returns a new ParallelEnv, or where to import it from: ``"package.module:function"``.
         n_envs: N, how many environments are stepped together.
         seed: the run's seed; every environment gets one of its own, derived from it.
-        name, common_reward, success, max_episode_steps, group, stepping, workers: see `VectorEnv`.
+        name, common_reward, success, max_episode_steps, clip_rewards, group, stepping, workers: see `VectorEnv`.
         kwargs: what the factory is called with.
+        wrappers: SuperSuit's wrappers to put around each, the first inmost; see `marl_memory_envs.wrapping.Wrapped`.
 
     Raises:
         ValueError: for a factory that is not ``module:function``, names nothing, makes no ParallelEnv, or can not be
@@ -633,6 +700,10 @@ def vector_env(
         inspect.signature(make).bind(**(kwargs or {}))
     except TypeError as error:
         raise ValueError(f"kwargs={dict(kwargs or {})} do not fit factory={label}: {error}") from error
+    if wrappers:
+        from marl_memory_envs.wrapping import Wrapped  # SuperSuit takes its time to import
+
+        make = Wrapped(make, wrappers)
     processes: Processes | None = None
     if stepping == "processes" and n_envs > 1:
         processes = Processes(make, kwargs or {}, n_envs, workers=worker_count(n_envs, workers), label=label)
@@ -644,6 +715,7 @@ def vector_env(
             common_reward=common_reward,
             success=success,
             max_episode_steps=max_episode_steps,
+            clip_rewards=clip_rewards,
             group=group,
             stepping=stepping,
             workers=workers,

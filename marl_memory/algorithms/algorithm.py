@@ -14,9 +14,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from marl_memory.algorithms.exploration import EpsilonGreedy, Explorer
-from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.functional.returns import mean_over_living, team_value
 from marl_memory.keys import Entries, Keys
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
 
@@ -83,6 +83,12 @@ class Algorithm(nn.Module, ABC):
     @abstractmethod
     def derive_rewards(self, batch: TensorDictBase) -> None:
         """Write ``learn_reward`` ``[*B, A, 1]``: the rewards learning uses, before REWARD operators add to them."""
+
+    def clipped_rewards(self, batch: TensorDictBase) -> Tensor:
+        """The environment's rewards ``[*B, A, 1]``, clipped where the task says so: what ``learn_reward`` begins as."""
+        reward: Tensor = batch.get(("next", *self.spec.keys.reward))
+        limit = self.spec.clip_rewards
+        return reward if limit is None else reward.clamp(-limit, limit)
 
     @abstractmethod
     def cut_episodes(self) -> None:
@@ -157,7 +163,7 @@ class OffPolicyAlgorithm(Algorithm):
 
     def derive_rewards(self, batch: TensorDictBase) -> None:
         """Write ``learn_reward``: the environment's reward."""
-        batch.get(self.keys.learn_reward).copy_(batch.get(("next", *self.keys.reward)))
+        batch.get(self.keys.learn_reward).copy_(self.clipped_rewards(batch))
 
     def cut_episodes(self) -> None:
         """Start exploration anew."""

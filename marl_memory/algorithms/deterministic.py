@@ -18,12 +18,12 @@ from marl_memory.algorithms.algorithm import (
     derive_seed,
 )
 from marl_memory.algorithms.exploration import Explorer, Kind
-from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.functional.returns import mean_over_living
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.action_value import ActionValueCritic
 from marl_memory.networks.actor import Body
 from marl_memory.networks.deterministic import DeterministicActor
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
 

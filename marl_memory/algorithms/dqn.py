@@ -26,10 +26,10 @@ from marl_memory.algorithms.algorithm import (
     derive_seed,
 )
 from marl_memory.algorithms.exploration import EpsilonGreedy
-from marl_memory.algorithms.optimiser import FlatAdam
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Body
 from marl_memory.networks.greedy import GreedyActor
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
 
@@ -61,6 +61,7 @@ class DQN(OffPolicyAlgorithm):
         tau: share of the present networks that the targets take over; 1 copies them.
         target_every: updates between two such moves.
         lr, adam_eps: Adam's step size and ε.
+        lr_final: what the step size becomes, linearly in frames, at the end of the run; None: it stays.
         max_grad_norm: gradient norm limit; None for none.
         batch_size, capacity, storage, warmup_frames, updates_per_frame, train_every: see `ReplaySettings`.
         epsilon, epsilon_final, epsilon_fraction: see `EpsilonGreedy`.
@@ -93,6 +94,7 @@ class DQN(OffPolicyAlgorithm):
         tau: float = 1.0,
         target_every: int = 500,
         lr: float = 5e-4,
+        lr_final: float | None = None,
         adam_eps: float = 1e-8,
         max_grad_norm: float | None = 10.0,
         batch_size: int = 64,
@@ -114,9 +116,12 @@ class DQN(OffPolicyAlgorithm):
             raise ValueError(f"algorithm.target_every={target_every!r} must be at least 1")
         check_range(gamma=(gamma, 0, 1), tau=(tau, 0, 1))
         check_positive(tau=tau, lr=lr, adam_eps=adam_eps, max_grad_norm=max_grad_norm)
+        if lr_final is not None and lr_final < 0:
+            raise ValueError(f"algorithm.lr_final={lr_final!r} must not be negative")
         check_indicator(spec, agent_indicator, shared=share_parameters)
         self.spec, self.keys, self.gamma, self.tau = spec, spec.keys, gamma, tau
         self.double_q, self.loss, self.target_every, self.max_grad_norm = double, loss, target_every, max_grad_norm
+        self.lr, self.lr_final = lr, lr if lr_final is None else lr_final
         self.replay = ReplaySettings(
             capacity=capacity,
             batch_size=batch_size,
@@ -168,6 +173,12 @@ class DQN(OffPolicyAlgorithm):
         k = self.keys
         after = (k.observation, k.action_mask, k.alive, k.reward, k.discount)
         return [k.observation, k.alive, k.action, *(("next", *key) for key in after)]
+
+    def set_progress(self, progress: float) -> None:
+        """Follow the schedules of exploration and step size."""
+        super().set_progress(progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr + (self.lr_final - self.lr) * min(progress, 1.0)
 
     # --------------------------------------------------------------------------------------------- steps of an update
 

@@ -136,12 +136,14 @@ class EpsilonGreedy:
     def __call__(self, td: TensorDictBase) -> TensorDictBase:
         """Choose actions for the observations in ``td``."""
         k = self.actor.keys
-        mask: Tensor = td.get(k.action_mask)
+        agents = td.get(k.group)
+        mask: Tensor = agents.get(k.action_mask[-1])
         u = torch.rand(*mask.shape[:-1], mask.shape[-1] + 1, generator=self.generator)  # the last one is ε's
         action = torch.where(mask, u[..., :-1], -1.0).argmax(-1)
         if not self.uniform:
             action = torch.where(u[..., -1] < self.scale, action, self.actor.choose(td))
-        return td.set(k.action, action)
+        agents.set(k.action[-1], action)
+        return td
 
     def episodes_ended(self, done: Tensor) -> None:
         """Nothing is carried from step to step."""

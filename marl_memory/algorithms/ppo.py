@@ -25,13 +25,14 @@ from marl_memory.algorithms.algorithm import (
     check_indicator,
     derive_seed,
 )
-from marl_memory.algorithms.optimiser import FlatAdam
+from marl_memory.algorithms.mixed import settle, taken_by_memory
 from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.critic import Critic
 from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
+from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
 LEAST, MOST = ("learn", "least_ratio"), ("learn", "most_ratio")
@@ -52,7 +53,8 @@ class PPO(OnPolicyAlgorithm):
       + c_V\,\mathbb{E}\,\max\big((V - y)^2,\ (V_{old} + \mathrm{clip}(V - V_{old}, \pm\epsilon_V) - y)^2\big)
     $$
 
-    and what REGION and REPLAY operators add to it (see `Keys`).
+    and what REGION and REPLAY operators add to it (see `Keys`).  Where memory acted (ACT) there is no policy loss, and
+    advantages are weighted by truncated ratios, see `gae` and `settle`.
 
     Args:
         spec: the task.
@@ -166,9 +168,12 @@ class PPO(OnPolicyAlgorithm):
 
     @property
     def offers(self) -> set[tuple[str, ...]]:
-        """``policy(name)`` ``[A, P]``: the parameters of the policy that acted; its ``features`` ``[A, H]``."""
+        """``policy(name)`` ``[A, P]``: the parameters of the policy that acted; its ``features`` ``[A, H]``; the
+        ``behaviour_log_prob`` ``[A]`` of what was done.
+        """
         names = ("loc", "scale") if self.spec.continuous else ("log_probs",)
-        return {self.keys.features, *(self.keys.policy(name) for name in names)}
+        k = self.keys
+        return {k.features, k.behaviour_log_prob, *(k.policy(name) for name in names)}
 
     def check_batch(self, rows: int) -> None:
         """Every minibatch needs a row."""
@@ -184,7 +189,7 @@ class PPO(OnPolicyAlgorithm):
 
     def derive_rewards(self, batch: TensorDictBase) -> None:
         """Write ``learn_reward``: the environment's reward, divided by the deviation of its discounted sum if asked."""
-        reward, scaled = batch.get(("next", *self.keys.reward)), batch.get(self.keys.learn_reward)
+        reward, scaled = self.clipped_rewards(batch), batch.get(self.keys.learn_reward)
         if self.return_moments is None:
             scaled.copy_(reward)
             return
@@ -199,13 +204,18 @@ class PPO(OnPolicyAlgorithm):
         """Write values, `gae` advantages and λ-return targets, and what is known of the policy that acted."""
         k, alive = self.keys, batch.get(self.keys.alive)
         asked = batch.get(k.policy("log_probs")[:-1], None)
-        features = batch.get(k.features, None)
-        if asked is not None or features is not None or not self.actor.densities:
+        features, behaviour = batch.get(k.features, None), batch.get(k.behaviour_log_prob, None)
+        taken, ratio = taken_by_memory(batch, k), None
+        if asked is not None or features is not None or taken is not None or not self.actor.densities:
             acted = self.actor.distribution(batch, **({} if features is None else {"hidden": features}))
             if asked is not None:
                 asked.update_(acted.parameters)
             if not self.actor.densities:
                 batch.get(k.log_prob).copy_(acted.log_prob(batch.get(k.action)))
+            if taken is not None:
+                ratio = settle(batch, self.actor, acted, taken).unsqueeze(-1)
+        if behaviour is not None and taken is None:
+            behaviour.copy_(batch.get(k.log_prob))
         output = self.critic(batch)
         value = self._team_value(self._denormalise(output), alive)
         next_value = self._next_values(batch, value)
@@ -217,6 +227,7 @@ class PPO(OnPolicyAlgorithm):
             self._cut(batch),
             gamma=self.gamma,
             lam=self.gae_lambda,
+            ratio=ratio,
         )
         target = advantage + value
         for key, x in (
@@ -228,7 +239,9 @@ class PPO(OnPolicyAlgorithm):
             batch.get(key).copy_(x)
         living = advantage.squeeze(-1)[alive]
         explained = 1 - living.var(correction=0) / target.squeeze(-1)[alive].var(correction=0).clamp(min=1e-12)
-        if self.normalise_advantages:
+        if taken is not None:  # those that the policy's loss is made of
+            living = advantage.squeeze(-1)[alive & ~taken]
+        if self.normalise_advantages and len(living) > 0:
             advantage = (advantage - living.mean()) / (living.std(correction=0) + 1e-8)
         batch.get(k.advantage).copy_(advantage)
         return {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
@@ -311,6 +324,9 @@ class PPO(OnPolicyAlgorithm):
         }
         if not bool(alive.all()):
             entries[k.alive] = alive
+        if (taken := taken_by_memory(batch, k)) is not None:
+            entries[k.taken] = taken
+            entries[k.advantage].masked_fill_(taken, 0.0)
         for name, region in batch.get(k.region, {}).items():
             for weight in WEIGHTS:
                 if (x := region.get(weight, None)) is not None and bool(x.any()):
@@ -381,6 +397,8 @@ class PPO(OnPolicyAlgorithm):
         log_ratio = distribution.log_density(rows.get(k.action)) - rows.get(k.log_prob)
         if alive is not None:
             log_ratio = torch.where(alive, log_ratio, 0.0)
+        if (taken := rows.get(k.taken, None)) is not None:  # where memory acted there is nothing to learn of π's choice
+            log_ratio = torch.where(taken, 0.0, log_ratio)
         ratio = log_ratio.exp()
         surrogate = ratio.clamp(rows.get(LEAST), rows.get(MOST)) * rows.get(k.advantage)
         with torch.set_grad_enabled(self.entropy_coef > 0):

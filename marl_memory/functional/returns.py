@@ -15,6 +15,7 @@ def gae(
     *,
     gamma: float,
     lam: float,
+    ratio: Tensor | None = None,
 ) -> Tensor:
     r"""Generalised advantage estimation over time-major tensors.
 
@@ -27,6 +28,9 @@ def gae(
     state; $c_t$ stops the sum wherever row t + 1 belongs to another episode.  The sum also stops at the last row, whose
     ``next_value`` carries the rest.
 
+    Where another policy than the learner's acted, with its truncated ratios:
+    $\hat A_t = \rho_t\,(\delta_t + \gamma \lambda\, (1 - c_t)\, \hat A_{t+1})$, V-trace with $c = \lambda \rho$.
+
     Args:
         reward: ``[T, *B]``.
         value: ``[T, *B]``, V(s_t).
@@ -35,14 +39,19 @@ def gae(
         cut: ``[T, *B]`` bool, whether the episode ended at row t (terminated or truncated).
         gamma: discount factor γ in [0, 1].
         lam: λ in [0, 1]; 1 gives Monte-Carlo, 0 the one-step advantage.
+        ratio: ``[T, *B]``, ρ; None: 1 everywhere.
 
     Returns:
         ``[T, *B]`` advantages; add ``value`` for the λ-return targets.
 
-    Reference: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16.
+    References: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16;
+    Espeholt et al. 2018, "IMPALA" (arXiv 1802.01561), remark 1.
     """
     advantage = torch.addcmul(reward, discount, next_value, value=gamma).sub_(value)
     decay = torch.full_like(advantage, gamma * lam).masked_fill_(cut, 0.0)
+    if ratio is not None:  # ρ (δ + γλ Â) = ρ δ + (ρ γλ) Â
+        advantage.mul_(ratio)
+        decay.mul_(ratio)
     rows, decays = advantage.unbind(0), decay.unbind(0)
     for t in range(len(rows) - 2, -1, -1):
         rows[t].addcmul_(decays[t], rows[t + 1])

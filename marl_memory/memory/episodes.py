@@ -61,8 +61,8 @@ class RunningEpisodes(nn.Module):
         self.steps = (horizon or spec.max_episode_steps or HORIZON) + batch_steps
         k, a, p = spec.keys, spec.n_agents, spec.action_size
         inputs: dict[Any, Entry] = {
-            k.observation: Entry((a, spec.observation_size)),
-            k.state: Entry((spec.state_size,)),
+            k.observation: Entry((a, spec.observation_size), torch.uint8 if spec.picture else None),
+            k.state: Entry((spec.state_size,), torch.uint8 if spec.picture else None),
             k.alive: Entry((a,), torch.bool),
         }
         if not spec.continuous:
@@ -207,10 +207,12 @@ def clean(key: Any, td: TensorDictBase, spec: TaskSpec, valid: Tensor, action_va
     k, x = spec.keys, td.get(key)
     alive = td.get(after(k.alive) if key[0] == "next" else k.alive)
     if key in (k.observation, after(k.observation)):
-        return torch.where(alive.unsqueeze(-1) & valid, x, 0.0)
+        return torch.where(alive.unsqueeze(-1) & valid, x, 0)
     if key in (k.state, after(k.state)):  # a state that is all observations has padding and the dead in it
         there = alive.any(-1, keepdim=True) if spec.own_state else (alive.unsqueeze(-1) & valid).flatten(-2)
-        return torch.where(there, x, 0.0)
+        return torch.where(there, x, 0)
     if key == k.action:
         return torch.where(alive.unsqueeze(-1) & action_valid if spec.continuous else alive, x, 0)
+    if key == ("next", *k.reward) and (limit := spec.clip_rewards) is not None:
+        return x.clamp(-limit, limit)  # as learners read them
     return x

@@ -122,6 +122,7 @@ class EpisodicReturn(MemoryOperator):
         self.writes_on = "collection" if off_policy else "update"
         self.estimator = estimator
         self.alpha = 0.25 if under_weight is None else under_weight
+        self.told = False
         self.table = ReturnTable(
             spec,
             capacity=capacity,
@@ -167,11 +168,11 @@ class EpisodicReturn(MemoryOperator):
         """See `MemoryOperator.payloads`."""
         return Payloads(len(self) * self.spec.n_agents, self.table.steps * self.table.n_envs * self.spec.n_agents)
 
-    @property
     def remarks(self) -> list[str]:
-        """Whether the host has twins."""
-        if self.estimator != "twin" or self.critics > 1:
+        """See `MemoryOperator.remarks`: that the host has no twins, once."""
+        if self.estimator != "twin" or self.critics > 1 or self.told:
             return []
+        self.told = True
         more = " (algorithm.critics=2 gives it two)" if self.own is None else ""
         return [f"the host has one critic{more}: without twins, returns are the maximum of its own estimates"]
 

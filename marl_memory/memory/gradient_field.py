@@ -96,7 +96,8 @@ class GradientField(MemoryOperator):
         keys: what rows are found by: ``observation`` (the state, with ``scope="centralized"``), or ``features``: what
             the last layer of the host's actor reads, detached.  They drift as it learns: rows age.
         feature_size: width of ``features``; in a run the host's is handed over.
-        projection: to how many dimensions keys are projected before they are compared; None: they are not.
+        projection: to how many dimensions keys are projected before they are compared; None: they are not, but for
+            pictures: to 64.
         min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.

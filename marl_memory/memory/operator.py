@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -91,6 +91,10 @@ class MemoryOperator(TensorDictModuleBase):
     stage: ClassVar[Stage]
     writes_on: Literal["collection", "update"]
     """After collection, or after the update: of a class, or of an instance where the kind of host decides."""
+    companion: ClassVar[bool] = False
+    """Part of another operator's method, on hosts that have its stage: a run with another host leaves it out."""
+    greedy: bool = False
+    """At the stage ACT, in evaluation: take the likeliest action, and draw nothing."""
     in_keys: list[Any]
     out_keys: list[Any]
     write_keys: list[Any]
@@ -140,6 +144,16 @@ class MemoryOperator(TensorDictModuleBase):
         """Follow the critic: called after every write of the run, with a function that is not to be kept."""
         return
 
+    def learn(self) -> dict[str, Tensor]:
+        """Train networks of its own, if it has any: called at the end of every iteration of the run.
+
+        Optimisers are saved by `get_extra_state`, slots by parameter name.
+
+        Returns:
+            scalars, as in ``loss/…``; they must be finite.
+        """
+        return {}
+
     def sweep(self, bootstrap: Bootstrap, steps: Steps) -> None:
         """As `refresh`, and called after it on hosts with a replay, whose rows are lent too."""
         return
@@ -148,9 +162,10 @@ class MemoryOperator(TensorDictModuleBase):
         """The environments were reset: no episode goes on."""
         return
 
-    @property
     def remarks(self) -> list[str]:
-        """What a user should know of it before a long run begins."""
+        """What the user should know by now and was not told yet: asked for before a run begins, and at the end of every
+        iteration.
+        """
         return []
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
@@ -201,13 +216,31 @@ class Memory:
         """What the operators need room for."""
         entries: Entries = {}
         for operator in self.operators.values():
-            entries |= operator.asks | operator.entries
+            # What is set at ACT is there before the batch is, and comes into it with all that was collected.
+            entries |= operator.asks | ({} if operator.stage is Stage.ACT else operator.entries)
         return entries
+
+    @property
+    def acts(self) -> bool:
+        """Whether an operator takes actions in the policy's place."""
+        return any(operator.stage is Stage.ACT for operator in self.operators.values())
+
+    @contextmanager
+    def greedily(self) -> Iterator[Callable[[TensorDictBase], None]]:
+        """The stage ACT as evaluation has it: nothing is drawn, and nothing changes."""
+        before = {name: operator.greedy for name, operator in self.operators.items()}
+        for operator in self.operators.values():
+            operator.greedy = True
+        try:
+            yield lambda td: self.act(Stage.ACT, td)
+        finally:
+            for name, operator in self.operators.items():
+                operator.greedy = before[name]
 
     @property
     def reads(self) -> list[Any]:
         """Entries of environments and policies that the operators read: a replay has to keep them."""
-        keys = (key for operator in self.operators.values() for key in (*operator.in_keys, *_written_late(operator)))
+        keys = (key for operator in self.operators.values() for key in _read_of_replays(operator))
         roots = {key: key if isinstance(key, str) else key[0] for key in keys}
         return [key for key, root in roots.items() if root not in (Keys.learn, Keys.row)]
 
@@ -215,11 +248,6 @@ class Memory:
         """See `MemoryOperator.set_progress`."""
         for operator in self.operators.values():
             operator.set_progress(frames, progress)
-
-    @property
-    def remarks(self) -> list[str]:
-        """What the operators' users should know, each with the operator's name."""
-        return [f"memory={name}: {remark}" for name, operator in self.operators.items() for remark in operator.remarks]
 
     def metrics(self, stage: Stage, td: TensorDictBase) -> dict[str, Tensor]:
         """What the operators of ``stage`` did to ``td``, as ``memory/NAME/…``."""
@@ -252,6 +280,18 @@ class Memory:
                 if steps is not None:
                     operator.sweep(bootstrap, steps)
 
+    def learn(self) -> dict[str, float]:
+        """See `MemoryOperator.learn`; as ``memory/NAME/…``."""
+        reports: dict[str, float] = {}
+        for name, operator in self.operators.items():
+            with self.timed():
+                reports |= {f"memory/{name}/{key}": value.item() for key, value in operator.learn().items()}
+        return reports
+
+    def remarks(self) -> list[str]:
+        """See `MemoryOperator.remarks`."""
+        return [f"memory={name}: {text}" for name, operator in self.operators.items() for text in operator.remarks()]
+
     def cut_episodes(self) -> None:
         """See `MemoryOperator.cut_episodes`."""
         for operator in self.operators.values():
@@ -275,6 +315,7 @@ class Memory:
             operator.load_state_dict(state[name])
 
 
-def _written_late(operator: MemoryOperator) -> list[Any]:
-    """What is written of the rows of an update; what is written of the collection lies in the collected batch."""
-    return operator.write_keys if operator.writes_on == "update" else []
+def _read_of_replays(operator: MemoryOperator) -> list[Any]:
+    """What is read of an update's rows; who acts reads vector steps, what is written on collection reads that batch."""
+    recalled = [] if operator.stage is Stage.ACT else operator.in_keys
+    return [*recalled, *(operator.write_keys if operator.writes_on == "update" else [])]

@@ -60,7 +60,7 @@ class ReturnMemory(MemoryOperator):
         scope, capacity, budget, min_rows, search: see `GradientField`.
         policy: ``best``: of returns at the same key the highest stays; ``fifo``: all do.
         neighbours: k.
-        projection: dimensions that keys are compared in; None: their own.
+        projection: dimensions that keys are compared in; None: their own (of pictures, 64).
         half_life: environment steps after which a return counts half; None: they do not age.
         coefficient: α at strength 1.
         strength, strength_final: see `MemoryOperator`.

@@ -34,12 +34,24 @@ class Scope(nn.Module):
         actions: whether an action is part of a key: the own one, or in the team's state all agents'.
         feature_size: H, where rows are found by the features of the host's actor, the own ones or all agents' side by
             side, in the place of observation and state; None: they are not.
+        planes: ``[F, D]``, a projection of pictures, brightness from 0 to 1, of which keys are made; None: keys are the
+            pictures themselves.
+        raw: keys are the pictures' bytes, as they come.
 
     Raises:
         ValueError: for another name.
     """
 
-    def __init__(self, name: str, spec: TaskSpec, *, actions: bool = False, feature_size: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: TaskSpec,
+        *,
+        actions: bool = False,
+        feature_size: int | None = None,
+        planes: Tensor | None = None,
+        raw: bool = False,
+    ) -> None:
         super().__init__()
         if name not in SCOPES:
             raise ValueError(f"scope={name!r} must be one of {', '.join(SCOPES)}")
@@ -69,6 +81,11 @@ class Scope(nn.Module):
         self.feature_size = feature_size
         self.features = spec.state_size if self.joint else spec.observation_size
         """F, of a key."""
+        self.pictures = spec.picture is not None and not raw
+        self.planes: Tensor | None
+        self.register_buffer("planes", planes)
+        if planes is not None:
+            self.features = planes.shape[-1]
         if feature_size is not None:
             self.features = feature_size * (self.n_agents if self.joint else 1)
         self.vectors = ActionVector(spec) if actions else None
@@ -121,10 +138,17 @@ class Scope(nn.Module):
             counts = counts & self.valid
         if self.joint:  # a state that is all observations has dead agents and padding in it too
             counts = alive.any(-1, keepdim=True) if self.own_state else counts.flatten(-2)
-            state = torch.where(counts, td.get(self.key_names.state), 0.0)
+            state = self._seen(torch.where(counts, td.get(self.key_names.state), 0))
             return self._with_action(state, td, alive).reshape(1, -1, self.features)
-        observation = torch.where(counts, td.get(self.key_names.observation), 0.0)
+        observation = self._seen(torch.where(counts, td.get(self.key_names.observation), 0))
         return self.to_banks(self._with_action(observation, td, alive)).squeeze(2)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """``[*, F]`` as it comes; of pictures, which come as bytes, what keys are made of, ``[*, D]``."""
+        if not self.pictures:
+            return x
+        bright = x.float() / 255
+        return bright if self.planes is None else bright @ self.planes
 
     def _with_action(self, key: Tensor, td: TensorDictBase, alive: Tensor) -> Tensor:
         """``key`` ``[*B, F']`` or ``[*B, A, F']``, and the actions behind it where they are part of it."""

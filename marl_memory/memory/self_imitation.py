@@ -100,13 +100,14 @@ class SelfImitation(MemoryOperator):
         self.generator = Generator().manual_seed(seed)
         k, a, p = spec.keys, spec.n_agents, spec.action_size
         action = Entry((p,)) if spec.continuous else Entry((), torch.int64)
-        self.rows: dict[Any, Entry] = {k.observation: Entry((spec.observation_size,)), k.action: action}
+        seen = torch.uint8 if spec.picture else torch.float32
+        self.rows: dict[Any, Entry] = {k.observation: Entry((spec.observation_size,), seen), k.action: action}
         if not spec.continuous:
             self.rows[k.action_mask] = Entry((p,), torch.bool)
         banks = (self.scope.banks, self.size)
         for key, entry in self.rows.items():
             self.register_buffer(key[-1], entry.zeros((*banks, self.scope.payloads), torch.float32))
-        self.register_buffer("state", torch.zeros(*banks, spec.state_size))
+        self.register_buffer("state", torch.zeros(*banks, spec.state_size, dtype=seen))
         self.register_buffer("returns", torch.zeros(*banks, self.scope.payloads))
         self.register_buffer("live", torch.zeros(*banks, self.scope.payloads, dtype=torch.bool))
         self.register_buffer("written", torch.zeros(self.scope.banks, dtype=torch.int64))
@@ -116,7 +117,7 @@ class SelfImitation(MemoryOperator):
         self.register_buffer("offset", torch.zeros(self.imitators, dtype=torch.float64))
         place = {
             **{key: Entry((a, *entry.shape), entry.dtype) for key, entry in self.rows.items()},
-            (k.state,): Entry((spec.state_size,)),
+            (k.state,): Entry((spec.state_size,), seen),
             k.alive: Entry((a,), torch.bool),
             ("value_target",): Entry((a, 1)),
             ("policy_weight",): Entry((a,)),
@@ -202,7 +203,7 @@ class SelfImitation(MemoryOperator):
         for key in self.rows:
             place(key, of_agents(getattr(self, key[-1])))
         weight = self.strength * self.coefficient * torch.where(there, weight, 0.0)
-        place((k.state,), torch.where(there.any(-1, keepdim=True), self.state[bank, number], 0.0))
+        place((k.state,), torch.where(there.any(-1, keepdim=True), self.state[bank, number], 0))
         place(("value_target",), of_agents(self.returns).unsqueeze(-1))
         place(("policy_weight",), weight * gain[imitator, number].expand(-1, agents))
         place(("value_weight",), weight * self.value_coefficient / 2)

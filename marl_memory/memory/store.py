@@ -113,7 +113,7 @@ class RingStore(nn.Module):
         self.signal_size = payload_size if signal_size is None else signal_size
         compared = features if projection is None else projection
         self.planes: Tensor | None
-        planes = None if projection is None else _projection(features, projection, generator)
+        planes = None if projection is None else random_projection(features, projection, generator)
         self.register_buffer("planes", planes)
         self.policy = self._make_policy(policy, compared, generator)
         self.index = None
@@ -443,7 +443,7 @@ def _chosen(mask: Tensor, *entries: Tensor) -> list[Tensor]:
     return [entry.index_select(0, rows) for entry in flat]
 
 
-def _projection(features: int, size: int, generator: Generator | None) -> Tensor:
+def random_projection(features: int, size: int, generator: Generator | None) -> Tensor:
     """``[F, D]``: keeps distances in expectation.
 
     Reference: Johnson and Lindenstrauss (1984).

@@ -13,11 +13,14 @@ from marl_memory.memory.kept import KeptNeighbours
 from marl_memory.memory.operator import Payloads, check_positive, put
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.sketch import FourierSketch
-from marl_memory.memory.store import LEAST_BANDWIDTH, Neighbours, RingStore
+from marl_memory.memory.store import LEAST_BANDWIDTH, Neighbours, RingStore, random_projection
 from marl_memory.memory.store import POLICIES as RING_POLICIES
 from marl_memory.spec import TaskSpec
 
 POLICIES = (*RING_POLICIES, "fourier")
+
+PICTURE_SIZE = 64
+"""Numbers that a picture becomes before it is a key."""
 
 
 class Neighbourhood(NamedTuple):
@@ -48,7 +51,9 @@ class Trace(nn.Module):
         scope, capacity, budget: see `Scope`.
         payload_size: P.
         sketch_size: features of ``fourier``.
-        signal_size, policy, neighbours, half_life, search, projection: see `RingStore`.
+        signal_size, policy, neighbours, half_life, search: see `RingStore`.
+        projection: see `RingStore`; of pictures, whose keys are projected before they are stored, None stands for
+            `PICTURE_SIZE`.
         min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
         shuffled: whether payloads are stored with the keys of other rows (a control).
         seed: of projections and shuffles.
@@ -100,9 +105,13 @@ class Trace(nn.Module):
             raise ValueError("keys='features' needs feature_size, the width of what the host's actor gives as features")
         self.spec, self.shuffled = spec, payloads == "shuffled"
         self.feature_size = feature_size if keys == "features" else None
-        self.scope = Scope(scope or "shared", spec, actions=actions, feature_size=self.feature_size)
-        rows = self.scope.rows_per_bank(capacity, budget)
         self.generator = Generator().manual_seed(seed)
+        planes = None
+        if spec.picture and self.feature_size is None:  # thousands of numbers a row, of which neighbours need a few
+            features = spec.state_size if scope == "centralized" else spec.observation_size
+            planes, projection = random_projection(features, projection or PICTURE_SIZE, self.generator), None
+        self.scope = Scope(scope or "shared", spec, actions=actions, feature_size=self.feature_size, planes=planes)
+        rows = self.scope.rows_per_bank(capacity, budget)
         if policy not in (*POLICIES, "best"):
             raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
         sizes: dict[str, Any] = {

@@ -10,13 +10,13 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Generator, Tensor, nn
 
-from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
+from marl_memory.networks.distributions import LOWEST, Box, Distribution, MaskedCategorical, TanhNormal
 from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.spec import TaskSpec
 
 
 class Body(Protocol):
-    """Makes a network body: `MLP` with its architecture already chosen (``functools.partial``)."""
+    """Makes a network body: `MLP`, or for pictures `CNN`, its architecture already chosen (``functools.partial``)."""
 
     def __call__(
         self,
@@ -49,7 +49,8 @@ class AgentInput(nn.Module):
         indicate: whether agents that share parameters are told apart.
 
     Raises:
-        ValueError: if agents that differ in size are to share parameters and not to be told apart.
+        ValueError: if agents that differ in size are to share parameters and not to be told apart, or pictures are to
+            be normalised.
     """
 
     def __init__(self, spec: TaskSpec, *, share_parameters: bool, normalise: bool, indicate: bool = True) -> None:
@@ -62,10 +63,17 @@ class AgentInput(nn.Module):
                 f"algorithm.agent_indicator=false does not fit {spec.name}, whose agents differ (observations "
                 f"{spec.observation_sizes}, actions {spec.action_sizes}): set it to true, or share no parameters"
             )
+        if normalise and spec.picture:
+            raise ValueError(
+                f"algorithm.normalise_observations=true does not fit {spec.name}, whose observations are pictures: set "
+                "it to false (networks divide pictures by 255 themselves)"
+            )
         indicate = indicate and share_parameters and spec.n_agents > 1
         self.banks = 1 if share_parameters else spec.n_agents
         self.features = spec.observation_size + (spec.n_agents if indicate else 0)
-        self.register_buffer("indicator", torch.eye(spec.n_agents) if indicate else None, persistent=False)
+        # Of the pictures' own type, so that these stay bytes on their way to the network.
+        eye = torch.eye(spec.n_agents, dtype=torch.uint8 if spec.picture else None)
+        self.register_buffer("indicator", eye if indicate else None, persistent=False)
         self.moments = RunningMoments(self.banks, spec.observation_size) if normalise else None
         self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
 
@@ -134,6 +142,13 @@ class Actor(TensorDictModuleBase):
         if self.log_std is None or self.box is None:
             return MaskedCategorical(output, td.get(self.keys.action_mask))
         return TanhNormal(output, self.log_std, self.box)
+
+    def of_parameters(self, parameters: Mapping[str, Tensor]) -> Distribution:
+        """The distribution of this actor's kind with ``parameters`` as `Distribution` tells them."""
+        if self.box is None:
+            log_probs = parameters["log_probs"]
+            return MaskedCategorical(log_probs, log_probs > LOWEST[log_probs.dtype] / 2)
+        return TanhNormal(parameters["loc"], parameters["scale"].log(), self.box)
 
     def unsquash(self, action: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Actions and their log-probabilities ``[*B, A]`` before squashing, which cancels in a ratio of densities."""

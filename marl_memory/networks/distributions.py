@@ -48,7 +48,10 @@ class MaskedCategorical:
 
     def draw(self, generator: Generator) -> Tensor:
         """Actions ``[*B, A]`` int64."""
-        return self.sample(generator)[0]
+        if self.logits.numel() > FEW:
+            return self._invert(generator)[0]
+        clocks = torch.empty_like(self.log_probs).exponential_(generator=generator).clamp_(min=TINY)
+        return (self.log_probs.exp() / clocks).argmax(-1)
 
     def sample(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """Actions ``[*B, A]`` int64 and their log-probabilities ``[*B, A]``."""

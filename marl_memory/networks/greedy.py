@@ -68,19 +68,10 @@ class GreedyActor(TensorDictModuleBase):
         """The network that chooses: the first critic's."""
         return self.twins[0]
 
-    def values(self, td: TensorDictBase, *, critics: slice = slice(None)) -> Tensor:
-        """``[*B, A, P, C]``, those of forbidden and of padded actions too: see `masked`.
-
-        Args:
-            td: holds ``observation``.
-            critics: which of the C.
-        """
+    def values(self, td: TensorDictBase) -> Tensor:
+        """``[*B, A, P, C]``, those of forbidden and of padded actions too: see `masked`."""
         x = self.input(td.get(self.keys.observation))
-        values = torch.stack([twin(x) for twin in self.twins[critics]], dim=-1)
-        if not self.dueling:
-            return values
-        advantage, value = values[..., :-1, :], values[..., -1:, :]
-        return value + advantage - (self.share.unsqueeze(-1) * advantage).sum(-2, keepdim=True)
+        return torch.stack([self._of(twin, x) for twin in self.twins], dim=-1)
 
     def masked(self, td: TensorDictBase, values: Tensor) -> Tensor:
         """``values`` ``[*B, A, P, C]`` with the lowest number where an action is forbidden."""
@@ -89,7 +80,18 @@ class GreedyActor(TensorDictModuleBase):
 
     def choose(self, td: TensorDictBase) -> Tensor:
         """``[*B, A]``, the allowed action that the first critic values most."""
-        return self.masked(td, self.values(td, critics=slice(0, 1))).squeeze(-1).argmax(-1)
+        agents = td.get(self.keys.group)  # one look-up of a path costs as much as two of a name
+        values = self._of(self.body, self.input(agents.get(self.keys.observation[-1])))
+        allowed = agents.get(self.keys.action_mask[-1])
+        return torch.where(allowed, values, torch.finfo(values.dtype).min).argmax(-1)
+
+    def _of(self, body: nn.Module, x: Tensor) -> Tensor:
+        """``[*B, A, P]`` by one critic."""
+        output: Tensor = body(x)
+        if not self.dueling:
+            return output
+        advantage, value = output[..., :-1], output[..., -1:]
+        return value + advantage - (self.share * advantage).sum(-1, keepdim=True)
 
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:

@@ -48,8 +48,8 @@ SPECS = (
 def make_batch(operator: MemoryOperator, spec: TaskSpec, *shape: int, seed: int, room: bool = True) -> TensorDict:
     """A batch ``[*B]`` as the operator's host hands it over: all agents alive, observations around 0.
 
-    For the stages TARGET and REPLAY every row is an episode of one step: what such operators learn of it is known with
-    it, whatever the shape of the batch.
+    For the stages TARGET, REPLAY and ACT every row is an episode of one step: what such operators learn of it is known
+    with it, whatever the shape of the batch.
 
     Args:
         operator: what it asks for is written, and room is made for its entries.
@@ -76,7 +76,7 @@ def make_batch(operator: MemoryOperator, spec: TaskSpec, *shape: int, seed: int,
         if not spec.continuous:
             td.set((*prefix, *k.action_mask), mask.clone())
     for name in (k.done, k.terminated, k.truncated, *((k.success,) if spec.has_success else ())):
-        ends = name in (k.done, k.terminated) and operator.stage in (Stage.TARGET, Stage.REPLAY)
+        ends = name in (k.done, k.terminated) and operator.stage in (Stage.TARGET, Stage.REPLAY, Stage.ACT)
         td.set(("next", name), torch.full((*shape, 1), ends))
     td.set(("next", *k.reward), normal(a, 1) if not spec.common_reward else normal(1, 1).expand(*shape, a, 1).clone())
     td.set(("next", *k.discount), (~td.get(("next", k.terminated))).float().unsqueeze(-2).expand(*shape, a, 1).clone())

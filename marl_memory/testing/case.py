@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
 
-from marl_memory.memory.operator import MemoryOperator
+from marl_memory.memory.operator import MemoryOperator, Stage
 from marl_memory.spec import TaskSpec
 from marl_memory.testing.batches import make_batch
 
@@ -33,7 +33,8 @@ class Recall(NamedTuple):
     """What a host reads after ``forward``.
 
     Args:
-        read: by key, entries of the host that were set, REGION's references and weights, and REPLAY's rows.
+        read: by key, entries of the host that were set, what ACT says it did, REGION's references and weights, and
+            REPLAY's rows.
         acted: ``[*B, A]`` bool, where memory changes anything for the host.
     """
 
@@ -61,8 +62,10 @@ class Case:
         self.valid = torch.tensor(spec.observation_valid)
 
     def build(self) -> MemoryOperator:
-        """An empty one."""
-        return self.make(spec=self.spec, seed=self.seed)
+        """An empty one; at the stage ACT one that draws nothing."""
+        operator = self.make(spec=self.spec, seed=self.seed)
+        operator.greedy = operator.stage is Stage.ACT
+        return operator
 
     def batch(self, seed: int, *shape: int, room: bool = True, away: float = 0.0) -> TensorDict:
         """See `make_batch`; where ``away`` is not 0 all observations are there, and all do the same."""
@@ -129,7 +132,8 @@ class Case:
         acted = torch.zeros(*td.batch_size, self.spec.n_agents, dtype=torch.bool, device=td.device)
         for key in map(path_of, operator.out_keys):
             value, own, weight = after.get(key), key in entries, key[-1] in WEIGHTS
-            if own and not weight and key[:2] not in (self.keys.region, self.keys.replay):
+            said = key[:2] in (self.keys.region, self.keys.replay) or key[0] == "act"
+            if own and not weight and not said:
                 continue  # the operator's own report
             read[key] = value
             if weight or not own:
@@ -145,13 +149,14 @@ class Case:
 
 
 def step(operator: MemoryOperator, td: TensorDictBase) -> None:
-    """Recall, write and refresh, in the host's order."""
+    """Recall, write, refresh and learn, in the host's order."""
     if operator.writes_on == "collection":
         operator.write(td)
     operator(td)
     if operator.writes_on == "update":
         operator.write(td)
     operator.refresh(values)
+    operator.learn()
 
 
 def values(td: TensorDictBase, generator: Generator | None = None) -> Tensor:
@@ -187,6 +192,8 @@ def changed(before: dict[Any, Any], after: dict[Any, Any], *, close: bool = Fals
 
 
 def _same(a: Any, b: Any, *, close: bool) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):  # of an optimiser's state
+        return not changed(cast(Any, a), cast(Any, b), close=close)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return a == b
     if a.shape != b.shape:
@@ -204,7 +211,11 @@ def _unequal(a: Tensor, b: Tensor) -> Tensor:
 
 def cloned(state: dict[str, Any]) -> dict[str, Any]:
     """With tensors of its own."""
-    return {name: x.clone() if isinstance(x, Tensor) else x for name, x in state.items()}
+
+    def copied(x: Any) -> Any:
+        return x.clone() if isinstance(x, Tensor) else cloned(x) if isinstance(x, dict) else x
+
+    return {name: copied(x) for name, x in state.items()}
 
 
 def path_of(key: Any) -> tuple[str, ...]:

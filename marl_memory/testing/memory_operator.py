@@ -17,7 +17,20 @@ from marl_memory.memory.scope import Scope
 from marl_memory.memory.store import RingStore
 from marl_memory.spec import TaskSpec
 from marl_memory.testing.batches import SPECS
-from marl_memory.testing.case import AWAY, MOST, ROWS, Case, Holds, changed, copy_of, leaves, path_of, state_of, step
+from marl_memory.testing.case import (
+    AWAY,
+    MOST,
+    ROWS,
+    Case,
+    Holds,
+    changed,
+    cloned,
+    copy_of,
+    leaves,
+    path_of,
+    state_of,
+    step,
+)
 
 
 def check_memory_operator(
@@ -27,7 +40,7 @@ def check_memory_operator(
     capacity: int | None = None,
     private: bool | None = None,
     holds: Holds | None = None,
-    trainable: bool = False,
+    trainable: bool | None = None,
     seed: int = 0,
 ) -> None:
     """Raise AssertionError, with the property and how it is broken, if an operator does not keep the contract.
@@ -42,7 +55,7 @@ def check_memory_operator(
         private: whether no agent recalls another's rows; None: where a `Scope` ``per_agent`` is part of the operator.
         holds: ``newest``: exactly the newest rows, as they came; ``rows``: single rows until it is full; ``means``:
             sums of rows, of which none is known any more.  None: what its `RingStore` does; without one, ``means``.
-        trainable: whether it has parameters.
+        trainable: whether it has parameters; None: where it has a ``learn`` of its own.
         seed: of operators and batches.
 
     Raises:
@@ -65,7 +78,7 @@ def check_memory_operator(
             capacity=capacity,
             private=private_here if private is None else private,
             holds=_holds(parts) if holds is None else holds,
-            trainable=trainable,
+            trainable=type(operator).learn is not MemoryOperator.learn if trainable is None else trainable,
         )
         for property_ in PROPERTIES:
             title = (property_.__doc__ or "").strip().rstrip(".")
@@ -94,22 +107,28 @@ def promises_its_parameters(case: Case) -> None:
     assert bool(found) == case.trainable, f"trainable={case.trainable}, and it has the parameters {found}"
 
 
+def generator_states() -> dict[str, Any]:
+    """Of the global generators."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    numpy = (legacy[1].tobytes(), legacy[2:])
+    return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": numpy}
+
+
 def draws_from_its_own_generator(case: Case) -> None:
     """It draws from its own generator only."""
 
-    def generators() -> dict[str, Any]:
-        legacy: Any = np.random.get_state()  # noqa: NPY002
-        numpy = (legacy[1].tobytes(), legacy[2:])
-        return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": numpy}
-
-    before = generators()
+    before = generator_states()
     first, second = case.build(), case.build()
-    assert not (drawn := changed(before, generators())), f"the constructor draws from the global generator of {drawn}"
+    assert not (drawn := changed(before, generator_states())), (
+        f"the constructor draws from the global generator of {drawn}"
+    )
     for turn in range(4):
         td = case.batch(turn)
         step(first, copy_of(td))
         step(second, td)
-    assert not (drawn := changed(before, generators())), f"forward or write draws from the global generator of {drawn}"
+    assert not (drawn := changed(before, generator_states())), (
+        f"forward or write draws from the global generator of {drawn}"
+    )
     differing = changed(state_of(first), state_of(second))
     assert not differing, f"two operators of one seed that saw the same rows differ in {differing}"
 
@@ -156,6 +175,20 @@ def survives_a_checkpoint(case: Case) -> None:
     assert not differing, f"what is recalled after loading differs in {differing}: something is in no buffer"
 
 
+def goes_on_from_a_checkpoint(case: Case) -> None:
+    """Loaded from a state_dict it goes on as if it had never stopped."""
+    whole, other = case.build(), case.build()
+    for turn in range(3):
+        step(whole, case.batch(turn))
+    other.load_state_dict(cloned(whole.state_dict()), strict=True)
+    for operator in (whole, other):
+        operator.set_progress(0, 0.0)
+        for turn in (3, 4):
+            step(operator, case.batch(turn))
+    differing = changed(state_of(whole), state_of(other))
+    assert not differing, f"two writes after loading these differ: {differing}"
+
+
 def forward_changes_nothing(case: Case) -> None:
     """Forward changes nothing but out_keys."""
     operator, td = case.filled(), case.batch(501)
@@ -167,6 +200,26 @@ def forward_changes_nothing(case: Case) -> None:
     declared = {path_of(key) for key in operator.out_keys}
     surplus = [key for key in changed(entries, leaves(td)) if key not in declared]
     assert not surplus, f"forward sets {surplus}, which are not in out_keys"
+
+
+def leaves_the_environments_entries_alone(case: Case) -> None:
+    """What environment and policy wrote is never overwritten, the environment's reward above all."""
+    operator = case.template
+    foreign = [path_of(key) for key in operator.out_keys if path_of(key)[0] != case.keys.learn]
+    assert operator.stage is Stage.ACT or not foreign, f"out_keys holds {foreign}, which is not under 'learn'"
+
+
+def adds_to_the_reward(case: Case) -> None:
+    """What a REWARD operator adds to learn_reward does not depend on what is there."""
+    if case.template.stage is not Stage.REWARD:
+        return
+    k, operator, more = case.keys, case.filled(), case.batch(519)
+    less = copy_of(more)
+    less.get(k.learn_reward).sub_(8.0)
+    own = {path_of(key) for key in operator.out_keys} - {k.learn_reward, *operator.entries}
+    assert not own, f"it sets {sorted(own)}; a REWARD operator adds to learn_reward"
+    high, low = (case.recall(operator, td).read[k.learn_reward] for td in (more, less))
+    assert torch.allclose(high - low, torch.tensor(8.0), atol=1e-3), "the reward that was there is lost or scaled"
 
 
 def write_changes_only_itself(case: Case) -> None:
@@ -340,7 +393,10 @@ def ignores_the_dead(case: Case) -> None:
         else:
             td.get(case.keys.state)[dead.all(-1)] = garbage
         recalled = case.recall(operator, td)
-        assert not recalled.acted[dead].any(), "memory acts on agents that are dead"
+        # A common reward counts for the dead too, while somebody lives.
+        shared_out = operator.stage is Stage.REWARD and case.spec.common_reward
+        untouched = dead.all(-1, keepdim=True).expand_as(dead) if shared_out else dead
+        assert not recalled.acted[untouched].any(), "memory acts on agents that are dead"
         reads.append({key: x[~dead] for key, x in recalled.read.items() if x.shape[:2] == dead.shape})
         step(operator, td)
         states.append(state_of(operator))
@@ -354,11 +410,12 @@ def ignores_padding(case: Case) -> None:
     features, actions = case.valid, torch.tensor(case.spec.action_valid)
     for garbage in (0.0, 50.0):
         operator, td = case.filled(), case.batch(512)
-        for key, valid in ((k.observation, features), (k.action_gradient, actions), (k.policy("loc"), actions)):
+        padded = {k.observation: features, ("next", *k.observation): features, k.action_gradient: actions}
+        for key, valid in (*padded.items(), (k.policy("loc"), actions)):
             if (x := td.get(key, None)) is not None:
                 x.copy_(torch.where(valid, x, garbage))
-        if not case.spec.own_state:
-            td.get(k.state).copy_(td.get(k.observation).flatten(-2))
+        for prefix in ((), ("next",)) if not case.spec.own_state else ():
+            td.get((*prefix, k.state)).copy_(td.get((*prefix, *k.observation)).flatten(-2))
         read = case.recall(operator, td).read
         for key, x in read.items():
             if x.shape[1:] == actions.shape and key != k.value_target and key[:2] != k.replay:
@@ -376,6 +433,8 @@ def leaves_masked_actions_alone(case: Case) -> None:
     allowed = torch.tensor(case.spec.action_valid).expand(ROWS, -1, -1)
     allowed = allowed if case.spec.continuous else td.get(k.action_mask)
     read = case.recall(case.filled(), td).read
+    if k.action in read and not case.spec.continuous:
+        assert allowed.gather(-1, read[k.action].unsqueeze(-1)).all(), "an action is taken that is masked"
     for key, x in read.items():
         if key[:2] == k.replay and key[3:] == k.action and not case.spec.continuous:
             own, used = read[(*key[:3], *k.action_mask)], read[(*key[:3], "policy_weight")] != 0
@@ -398,6 +457,51 @@ def forgets_when_told(case: Case) -> None:
     assert not case.recall(operator, case.batch(514)).acted.any(), "it still acts"
 
 
+def acts_as_it_says(case: Case) -> None:
+    """An operator at ACT does what it says: the mixture, by a gate that does not look at what the policy chose."""
+    k, operator = case.keys, case.filled()
+    if operator.stage is not Stage.ACT:
+        return
+    td, other = case.batch(519, 40 * ROWS), case.batch(519, 40 * ROWS)
+    if case.spec.continuous:
+        other.get(k.action).neg_()
+    else:
+        other.get(k.action).copy_(other.get(k.action_mask).long().argmax(-1))  # another allowed one
+    read, again = case.recall(operator, td).read, case.recall(operator, other).read
+    differing = [key for key in changed(read, again) if key not in (k.action, (*k.action,))]
+    assert not differing, f"{differing} depend on the action that the policy chose"
+    operator.greedy, operator.strength, before, everywhere = False, 0.5, state_of(operator), generator_states()
+    operator(td)
+    drawn = [name for name in changed(before, state_of(operator)) if name != "_extra_state"]
+    assert not drawn, f"acting changes the operator's {drawn}, and not its generator only"
+    assert not changed(everywhere, generator_states()), "acting draws from a global generator"
+    taken, weight = td.get(k.taken), td.get(k.act_weight)
+    action, chosen = td.get(k.action), case.batch(519, 40 * ROWS).get(k.action)
+    own = (action == chosen).reshape(*taken.shape, -1).all(-1)
+    assert own[~taken].all(), "actions of the policy's are changed where memory says that it took none"
+    assert not taken[weight == 0].any(), f"{k.taken} is set where {k.act_weight} is 0"
+    _within(taken.float() - weight, weight * (1 - weight), f"{k.act_weight} is not how often memory acts")
+    if case.spec.continuous:
+        loc, scale = (td.get(k.memory_policy(name)) for name in ("loc", "scale"))
+        valid = torch.tensor(case.spec.action_valid) & taken.unsqueeze(-1)
+        z = ((torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)) - loc) / scale)[valid]
+        _within(z, torch.ones_like(z), "actions are not distributed as memory's policy says")
+        _within(z.square() - 1, 2 * torch.ones_like(z), "actions are not distributed as memory's policy says")
+        return
+    probs = td.get(k.memory_policy("log_probs")).exp()[taken]
+    hot = torch.nn.functional.one_hot(action[taken], probs.shape[-1])
+    for i in range(probs.shape[-1]):
+        _within(
+            hot[:, i] - probs[:, i], probs[:, i] * (1 - probs[:, i]), "actions are not distributed as memory's policy"
+        )
+
+
+def _within(error: torch.Tensor, variance: torch.Tensor, how: str) -> None:
+    """That the sum of ``error``, whose parts have mean 0 and ``variance``, lies within five deviations."""
+    limit = 5 * variance.sum().sqrt() + 1e-3
+    assert error.sum().abs() <= limit, f"{how}: off by {float(error.sum()):.3g}, at most {float(limit):.3g} by chance"
+
+
 def is_one_on_every_device(case: Case) -> None:
     """A GPU gives what the CPU gives."""
     if not torch.cuda.is_available():
@@ -418,7 +522,10 @@ PROPERTIES = (
     empty_is_absent,
     stays_bounded,
     survives_a_checkpoint,
+    goes_on_from_a_checkpoint,
     forward_changes_nothing,
+    leaves_the_environments_entries_alone,
+    adds_to_the_reward,
     write_changes_only_itself,
     declares_what_it_reads,
     strength_0_is_absent,
@@ -432,6 +539,7 @@ PROPERTIES = (
     ignores_the_dead,
     ignores_padding,
     leaves_masked_actions_alone,
+    acts_as_it_says,
     is_one_on_every_device,
 )
 """In the order in which they are checked: what later ones build on comes first."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +61,8 @@ class Episodes:
         returns: ``[E]`` float64, undiscounted sum of rewards, averaged over agents.
         lengths: ``[E]`` int64, environment steps.
         success: ``[E]`` bool, or None where the task does not tell.
+        measures: by name, ``[E]``: what the task tells beside (see `TaskSpec`).
+        dropped: how many more episodes broke off and are not among these; None where the task does not tell.
         overestimation: ``[E]`` float64, what critics expected at the start minus the discounted return, averaged over
             agents; None where no critic was asked.
     """
@@ -68,14 +70,29 @@ class Episodes:
     returns: Tensor
     lengths: Tensor
     success: Tensor | None
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    dropped: int | None = None
     overestimation: Tensor | None = None
+
+    def without(self, dropped: Tensor) -> Episodes:
+        """Those that are not ``dropped`` ``[E]``, and how many were."""
+        kept = ~dropped
+        return Episodes(
+            self.returns[kept],
+            self.lengths[kept],
+            None if self.success is None else self.success[kept],
+            {name: x[kept] for name, x in self.measures.items()},
+            int(dropped.sum()),
+        )
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Means, under names that start with ``prefix``; nothing where no episode ended."""
+        row: dict[str, float] = {f"{prefix}/episodes": len(self.returns)}
+        if self.dropped is not None:
+            row[f"{prefix}/dropped"] = self.dropped
         if len(self.returns) == 0:
-            return {f"{prefix}/episodes": 0}
-        row = {
-            f"{prefix}/episodes": len(self.returns),
+            return row
+        row |= {
             f"{prefix}/return": self.returns.mean().item(),
             f"{prefix}/length": self.lengths.double().mean().item(),
         }
@@ -83,7 +100,14 @@ class Episodes:
             row[f"{prefix}/success"] = self.success.double().mean().item()
         if self.overestimation is not None:
             row[f"{prefix}/overestimation"] = self.overestimation.mean().item()
-        return row
+        return row | {f"{prefix}/{name}": x.double().mean().item() for name, x in self.measures.items()}
+
+
+def named_measures(spec: TaskSpec, td: TensorDictBase) -> dict[str, Tensor]:
+    """By name, ``[*B]``: what the episodes that end in a step ``[*B]`` tell beside."""
+    if not spec.measures:
+        return {}
+    return dict(zip(spec.measures, td.get(("next", spec.keys.measures)).unbind(-1), strict=True))
 
 
 def concatenate(parts: list[Episodes]) -> Episodes:
@@ -93,6 +117,8 @@ def concatenate(parts: list[Episodes]) -> Episodes:
         torch.cat([part.returns for part in parts]),
         torch.cat([part.lengths for part in parts]),
         torch.cat(success) if success else None,
+        {name: torch.cat([part.measures[name] for part in parts]) for name in parts[0].measures},
+        sum(part.dropped or 0 for part in parts) if parts[0].dropped is not None else None,
     )
 
 
@@ -107,13 +133,22 @@ class EpisodeTracker:
         self.running_return = torch.zeros(n_envs, dtype=torch.float64)
         self.running_length = torch.zeros(n_envs, dtype=torch.int64)
 
-    def take(self, reward: Tensor, done: Tensor, success: Tensor | None) -> Episodes:
-        """The episodes that end in this batch.
+    def take(
+        self,
+        reward: Tensor,
+        done: Tensor,
+        success: Tensor | None,
+        measures: Mapping[str, Tensor] | None = None,
+        dropped: Tensor | None = None,
+    ) -> Episodes:
+        """The episodes that end in this batch, but for those that are dropped.
 
         Args:
             reward: ``[T, N, A, 1]``.
             done: ``[T, N, 1]`` bool.
             success: ``[T, N, 1]`` bool or None.
+            measures: by name, ``[T, N]``.
+            dropped: ``[T, N, 1]`` bool or None.
         """
         total = reward.squeeze(-1).double().mean(-1).cumsum(0) + self.running_return
         steps = torch.arange(1, len(done) + 1).unsqueeze(-1) + self.running_length
@@ -126,7 +161,9 @@ class EpisodeTracker:
         self.running_return, self.running_length = total[-1].clone(), steps[-1].clone()
         self.running_return[env[last]] -= total[t, env][last]
         self.running_length[env[last]] -= steps[t, env][last]
-        return Episodes(returns, lengths, None if success is None else success[t, env].squeeze(-1))
+        ended = {name: x[t, env] for name, x in (measures or {}).items()}
+        episodes = Episodes(returns, lengths, None if success is None else success[t, env].squeeze(-1), ended)
+        return episodes if dropped is None else episodes.without(dropped[t, env].squeeze(-1))
 
     def drop_running(self) -> None:
         """Forget the running episodes: they were cut and enter no statistic."""
@@ -201,13 +238,15 @@ class Collector:
         k = self.env.task_spec.keys
         success = self.batch.get(("next", k.success), None)
         done, reward = self.batch.get(("next", k.done)), self.batch.get(("next", *k.reward))
-        return self.batch, self.episodes.take(reward, done, success)
+        measures = named_measures(self.env.task_spec, self.batch)
+        dropped = self.batch.get(("next", k.dropped), None)
+        return self.batch, self.episodes.take(reward, done, success, measures, dropped)
 
     def _allocate(self, td: TensorDictBase) -> None:
         """Fix the batch's entries after the first step, when all of them are known."""
         shape, k = (self.steps, self.env.n_envs), self.env.task_spec.keys
         batch = TensorDict(batch_size=shape)
-        of_the_step_before = {k.done, k.terminated, k.truncated, k.success, k.discount, k.reward}
+        of_the_step_before = {k.done, k.terminated, k.truncated, k.success, k.measures, k.dropped, k.discount, k.reward}
         for key in td.keys(include_nested=True, leaves_only=True):
             if key in of_the_step_before:
                 continue

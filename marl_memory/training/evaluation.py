@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from marl_memory.algorithms.algorithm import Algorithm
 from marl_memory.networks.policy import Policy
-from marl_memory.training.collection import Episodes, TaskEnv
+from marl_memory.training.collection import Episodes, TaskEnv, named_measures
 
 LONGEST = 100_000
 """Steps after which an episode of a task that declares no limit counts as endless."""
 
 
 @torch.no_grad()
-def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int, critic: Algorithm | None = None) -> Episodes:
+def evaluate(
+    env: TaskEnv,
+    actor: Policy,
+    *,
+    episodes: int,
+    seed: int,
+    act: Callable[[TensorDictBase], None] | None = None,
+    critic: Algorithm | None = None,
+) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
     Environment j plays its first ⌈·⌉ or ⌊·⌋ share of them, fixed beforehand: taking whichever episodes end first would
-    favour short ones.  The same seed gives the same initial states at every call.
+    favour short ones.  The same seed gives the same initial states at every call.  An episode that is dropped is played
+    anew.
 
     Args:
         env: N environments used for nothing else.
         actor: the policy; its generator is not drawn from.
         episodes: how many, at least 1.
         seed: of the environments.
+        act: what memory does to the policy's choice; None: the policy plays alone.
         critic: whose estimates of the initial states are compared with the discounted returns that follow.  Behind a
             truncation a return goes on with the estimate of the state it was left in.
 
@@ -37,6 +49,8 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int, critic: A
     most = int(quota.max())
     returns, lengths = torch.zeros(n, most, dtype=torch.float64), torch.zeros(n, most, dtype=torch.int64)
     success = torch.zeros(n, most, dtype=torch.bool) if env.task_spec.has_success else None
+    measures = {name: torch.zeros(n, most) for name in env.task_spec.measures}
+    lost = 0
     played, rows = torch.zeros(n, dtype=torch.int64), torch.arange(n)
     limit = env.task_spec.max_episode_steps or LONGEST
     judge = None if critic is None else Judge(critic, n, most)
@@ -47,7 +61,10 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int, critic: A
         while (played < quota).any():
             if judge is not None:
                 judge.begin(td)
-            step, td = env.step_and_maybe_reset(actor(td))
+            td = actor(td)
+            if act is not None:
+                act(td)
+            step, td = env.step_and_maybe_reset(td)
             slot, playing = played.clamp(max=most - 1), played < quota
             reward = step.get(("next", *k.reward)).squeeze(-1).double().mean(-1)
             returns[rows, slot] += torch.where(playing, reward, 0.0)
@@ -55,6 +72,13 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int, critic: A
             done = step.get(("next", k.done)).squeeze(-1) & playing
             if success is not None:
                 success[rows, slot] |= done & step.get(("next", k.success)).squeeze(-1)
+            for name, measure in named_measures(env.task_spec, step).items():
+                measures[name][rows, slot] += torch.where(done, measure, 0.0)
+            if env.task_spec.has_dropped:
+                dropped = done & step.get(("next", k.dropped)).squeeze(-1)
+                lost, done = lost + int(dropped.sum()), done & ~dropped
+                for column in (returns, lengths):
+                    column[rows[dropped], slot[dropped]] = 0
             if judge is not None:
                 judge.take(step.get("next"), slot, done)
             played += done
@@ -66,8 +90,14 @@ def evaluate(env: TaskEnv, actor: Policy, *, episodes: int, seed: int, critic: A
     finally:
         actor.greedy = greedy
     kept = torch.arange(most) < quota.unsqueeze(-1)
-    errors = None if judge is None else judge.errors[kept]
-    return Episodes(returns[kept], lengths[kept], None if success is None else success[kept], errors)
+    return Episodes(
+        returns[kept],
+        lengths[kept],
+        None if success is None else success[kept],
+        {name: measure[kept] for name, measure in measures.items()},
+        lost if env.task_spec.has_dropped else None,
+        None if judge is None else judge.errors[kept],
+    )
 
 
 class Judge:

@@ -58,7 +58,7 @@ class OnPolicyIteration:
         )
 
     def __call__(self) -> Report:
-        """Batch → REWARD → advantages, targets → TARGET → REGION, REPLAY → minibatch steps → write, refresh."""
+        """Batch → REWARD → advantages, targets → TARGET → REGION, REPLAY → minibatch steps → write, refresh, learn."""
         memory, algorithm = self.memory, self.algorithm
         batch, episodes = self.collector.collect()  # env → policy → ACT → env
         memory.write("collection", batch)
@@ -69,13 +69,14 @@ class OnPolicyIteration:
         memory.act(Stage.TARGET, batch)
         memory.act(Stage.REGION, batch)
         memory.act(Stage.REPLAY, batch)
-        for stage in (Stage.TARGET, Stage.REGION, Stage.REPLAY):
+        for stage in (Stage.ACT, Stage.REWARD, Stage.TARGET, Stage.REGION, Stage.REPLAY):
             metrics |= {key: value.item() for key, value in memory.metrics(stage, batch).items()}
         losses = [algorithm.update(minibatch) for minibatch in algorithm.minibatches(batch)]
         algorithm.finish_update(batch)
 
         memory.write("update", batch)
         memory.refresh(algorithm.bootstrap_values)
+        metrics |= memory.learn()
         return Report(episodes, metrics, losses)
 
     def cut_episodes(self) -> None:
@@ -179,6 +180,7 @@ class OffPolicyIteration:
             learn_entries=algorithm.learn_entries | memory.entries,
             keys=env.task_spec.keys,
             seed=derive_seed(seed, "replay"),
+            frame_stack=env.task_spec.frame_stack if env.task_spec.picture else None,
             folder=folder if settings.storage == "memmap" else None,
         )
         self.lent = LentSteps(self.replay, algorithm, memory)
@@ -188,17 +190,18 @@ class OffPolicyIteration:
         """Vector steps that are in them."""
 
     def __call__(self) -> Report:
-        """``turns`` times: env → policy → ACT → env, into the replay; then the updates that are due."""
+        """``turns`` times: env → policy → ACT → env, into the replay; then the updates that are due.  Then learn."""
         episodes, losses = [], []
         for _ in range(self.turns):
             self.algorithm.behaviour.uniform = self.frames < self.algorithm.replay.warmup_frames
             batch, ended = self.collector.collect()
             self.replay.extend(batch)
+            losses.append(self.memory.metrics(Stage.ACT, batch))
             self.memory.write("collection", batch)
             self.memory.refresh(self.algorithm.bootstrap_values, self.lent)
             episodes.append(ended)
             losses += [self.update(self.replay.draw()) for _ in range(self._updates_due())]
-        return Report(concatenate(episodes), {"replay/rows": len(self.replay)}, losses)
+        return Report(concatenate(episodes), {"replay/rows": len(self.replay), **self.memory.learn()}, losses)
 
     def update(self, rows: TensorDictBase) -> dict[str, Tensor]:
         """Draw → REWARD → targets → TARGET → critic step → action gradient → GRADIENT → actor step → write."""
@@ -207,7 +210,8 @@ class OffPolicyIteration:
         memory.act(Stage.REWARD, rows)
         algorithm.compute_targets(rows)
         memory.act(Stage.TARGET, rows)
-        report = algorithm.update_critic(rows) | memory.metrics(Stage.TARGET, rows)
+        report = algorithm.update_critic(rows)
+        report |= memory.metrics(Stage.REWARD, rows) | memory.metrics(Stage.TARGET, rows)
         if algorithm.actor_is_due:
             algorithm.compute_action_gradient(rows)
             memory.act(Stage.GRADIENT, rows)

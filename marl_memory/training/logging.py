@@ -70,7 +70,7 @@ class MetricsFile:
 
 
 class Logger:
-    """Rows to metrics.csv, to TensorBoard, to Weights & Biases and to the terminal.
+    """Rows to metrics.csv, to TensorBoard, to Weights & Biases and to the terminal; what is said once, to log.txt.
 
     Args:
         folder: the run's folder.
@@ -141,6 +141,13 @@ class Logger:
             tracking.log(self.tracked, row)
         if self.display is not None:
             self.display.show(row)
+
+    def say(self, text: str) -> None:
+        """Add a line to ``log.txt``, and show it."""
+        with naming(self.folder / "log.txt"), (self.folder / "log.txt").open("a") as stream:
+            stream.write(f"{text}\n")
+        if self.display is not None:
+            print(text, flush=True)
 
     def close(self, *, failed: bool = False) -> None:
         """Stop the display, and let the files go; whatever happens to one of them, the others are let go too."""

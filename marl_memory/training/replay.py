@@ -12,6 +12,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Generator, Tensor
 
 from marl_memory.keys import Entries, Keys
+from marl_memory.training.frames import FrameRing
 
 
 class ReplayRing:
@@ -27,6 +28,8 @@ class ReplayRing:
         batch_size: rows of a draw, B.
         entries: what is kept of a collected batch, by key.
         learn_entries: the learner's entries and their shapes behind ``[B]``.
+        frame_stack: of how many pictures an observation is made, which are then kept once each (see `FrameRing`); None:
+            observations are no pictures.
         seed: of the draws.
         folder: where the entries lie as memory-mapped files; None keeps them in RAM.
 
@@ -44,12 +47,19 @@ class ReplayRing:
         learn_entries: Entries,
         keys: Keys,
         seed: int,
+        frame_stack: int | None = None,
         folder: Path | None = None,
     ) -> None:
         if capacity < n_envs:
             raise ValueError(f"algorithm.capacity={capacity} must hold a step of training.n_envs={n_envs} environments")
         self.steps, self.n_envs, self.batch_size = capacity // n_envs, n_envs, batch_size
-        self.entries, self.learn_entries, self.keys, self.folder = list(entries), learn_entries, keys, folder
+        self.learn_entries, self.keys, self.folder = learn_entries, keys, folder
+        self.frames = None
+        if frame_stack is not None:
+            self.frames = FrameRing(steps=self.steps, n_envs=n_envs, stack=frame_stack, keys=keys, room=self._room)
+        self.stacks = [key for key in entries if self.frames and key in self.frames.sources]
+        """Entries that are made of single pictures when they are drawn."""
+        self.entries = [key for key in entries if key not in self.stacks]
         self.generator = Generator().manual_seed(seed)
         self.written = 0
         """Vector steps written since the run began."""
@@ -70,7 +80,7 @@ class ReplayRing:
     @property
     def bytes(self) -> int:
         """Of the entries, RAM or file."""
-        return sum(x.numel() * x.element_size() for x in self.kept)
+        return sum(x.numel() * x.element_size() for x in self.kept) + (self.frames.bytes if self.frames else 0)
 
     # ------------------------------------------------------------------------------------------------ writing, drawing
 
@@ -86,7 +96,9 @@ class ReplayRing:
                 f"algorithm.capacity={self.steps * self.n_envs} must hold a batch of {length} steps of {self.n_envs}"
             )
         if self.drawn is None:
-            self._allocate({key: batch.get(key) for key in self.entries})
+            self._allocate({key: batch.get(key) for key in (*self.entries, *self.stacks)})
+        if self.frames is not None:
+            self.frames.extend(batch, self.written)
         new = [batch.get(key) for key in self.entries]
         new.append(batch.get(("next", self.keys.done)).squeeze(-1))
         first, rings = self.written % self.steps, [*self.kept, self.ends]
@@ -103,6 +115,8 @@ class ReplayRing:
         """The environments were reset: no episode goes on after the last step written."""
         if self.written:
             self.ends[(self.written - 1) % self.steps] = True
+        if self.frames is not None:
+            self.frames.cut(self.written)
 
     def draw(self) -> TensorDictBase:
         """B rows ``[B]``, uniformly and with replacement; the same memory at every call.
@@ -117,7 +131,10 @@ class ReplayRing:
         index = torch.randint(len(self), (self.batch_size,), generator=self.generator)
         for out, flat in zip(self.outs, self.flat, strict=True):
             torch.index_select(flat, 0, index, out=out)
-        self.drawn.get(self.keys.row).copy_(self.row_of(index))
+        rows = self.row_of(index)
+        self.drawn.get(self.keys.row).copy_(rows)
+        if self.frames is not None:
+            self.frames.draw(rows // self.n_envs, rows % self.n_envs, self.stacks, self.drawn)
         return self.drawn
 
     def row_of(self, index: Tensor) -> Tensor:
@@ -136,10 +153,24 @@ class ReplayRing:
         td = TensorDict(batch_size=(last - first, self.n_envs))
         for key, kept in zip(self.entries, self.kept, strict=True):
             td.set(key, self._between(kept, first, last))
+        if self.frames is not None:
+            for key, stacks in self._stacks_between(first, last).items(True, True):
+                td.set(key, stacks)
         dtype = td.get(("next", *self.keys.reward)).dtype
         for key, entry in self.learn_entries.items():
             td.set(key, entry.zeros(tuple(td.batch_size), dtype))
         return td
+
+    def _stacks_between(self, first: int, last: int) -> TensorDict:
+        """The entries ``[S, N, …]`` that are stacks of pictures, made again."""
+        assert self.frames is not None and self.drawn is not None
+        rows = torch.arange(first * self.n_envs, last * self.n_envs)
+        td = TensorDict(batch_size=rows.shape)
+        for key in self.stacks:
+            one = self.drawn.get(key)
+            td.set(key, one.new_empty(len(rows), *one.shape[1:]))
+        self.frames.draw(rows // self.n_envs, rows % self.n_envs, self.stacks, td)
+        return td.unflatten(0, (last - first, self.n_envs))
 
     def ends_between(self, first: int, last: int) -> Tensor:
         """``[S, N]`` bool, the ends of episodes in steps ``first`` to ``last`` − 1."""
@@ -166,8 +197,8 @@ class ReplayRing:
 
     def _allocate(self, examples: Mapping[NestedKey, Tensor]) -> None:
         self.kept = [
-            self._room(name, (self.steps, self.n_envs, *x.shape[2:]), x.dtype)
-            for name, x in enumerate(examples.values())
+            self._room(f"entry_{i:02d}", (self.steps, self.n_envs, *examples[key].shape[2:]), examples[key].dtype)
+            for i, key in enumerate(self.entries)
         ]
         self.flat = [kept.flatten(0, 1) for kept in self.kept]
         drawn = TensorDict(batch_size=(self.batch_size,))
@@ -180,26 +211,30 @@ class ReplayRing:
         self.drawn = drawn.lock_()
         self.outs = [drawn.get(key) for key in self.entries]
 
-    def _room(self, name: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if self.folder is None:
             return torch.zeros(shape, dtype=dtype)
         self.folder.mkdir(parents=True, exist_ok=True)
         count = torch.Size(shape).numel()
-        file = str(self.folder / f"entry_{name:02d}.bin")
+        file = str(self.folder / f"{name}.bin")
         return torch.from_file(file, shared=True, size=count, dtype=dtype).reshape(shape)
 
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the generator; the rows themselves are `part`s, which checkpoints refer to."""
-        return {"written": self.written, "generator": self.generator.get_state(), "ends": self.ends.clone()}
+        state = {"written": self.written, "generator": self.generator.get_state(), "ends": self.ends.clone()}
+        return {**state, "frames": self.frames.state_dict()} if self.frames else state
 
     def part(self, since: int) -> bytes:
         """The steps from number ``since`` on (those still held), as bytes that `load_state_dict` reads."""
         oldest = max(self.oldest, since)
         entries = [self._in_order(kept, since).clone() for kept in self.kept]
+        part: dict[str, Any] = {"first": oldest, "entries": entries}
+        if self.frames is not None:
+            part["frames"] = self.frames.part(oldest, self.written)
         stream = io.BytesIO()
-        torch.save({"first": oldest, "entries": entries}, stream)
+        torch.save(part, stream)
         return stream.getvalue()
 
     def load_state_dict(self, state: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> None:
@@ -220,7 +255,9 @@ class ReplayRing:
             if first > covered or end <= covered:
                 continue
             if self.drawn is None:
-                self._allocate(dict(zip(self.entries, entries, strict=True)))
+                self._allocate(dict(zip(self.entries, entries, strict=True)) | self._stack_examples(part))
+            if self.frames is not None:
+                self.frames.load(part["frames"], self.written)
             slots = torch.arange(covered, end) % self.steps
             for kept, x in zip(self.kept, entries, strict=True):
                 kept[slots] = x[covered - first : end - first]
@@ -229,3 +266,14 @@ class ReplayRing:
             raise ValueError(f"the replay's parts hold steps {oldest} to {covered}; {self.written} were written")
         self.generator.set_state(state["generator"])
         self.ends.copy_(state["ends"])
+        if self.frames is not None:
+            self.frames.load_state_dict(state["frames"])
+
+    def _stack_examples(self, part: Mapping[str, Any]) -> dict[NestedKey, Tensor]:
+        """Empty entries of stacks, ``[1, N, …]``, as a batch has them."""
+        if self.frames is None:
+            return {}
+        _, n, agents, size = part["frames"]["pictures"].shape
+        stack = torch.zeros(1, n, agents, size * self.frames.stack, dtype=torch.uint8)
+        joint = (self.keys.state, ("next", self.keys.state))
+        return {key: stack.flatten(2) if key in joint else stack for key in self.stacks}

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, derive_seed
-from marl_memory.memory.operator import Memory
+from marl_memory.memory.operator import Memory, Stage
 from marl_memory.networks.actor import Body
 from marl_memory.networks.policy import Policy
 from marl_memory.spec import TaskSpec
@@ -42,6 +42,7 @@ from marl_memory.training.config import (
 )
 from marl_memory.training.evaluation import evaluate
 from marl_memory.training.logging import Logger
+from marl_memory.training.recording import record
 from marl_memory.training.trainer import Schedule, Trainer, check_count
 from marl_memory.training.video import asking_for_pictures, check_file, film
 
@@ -64,6 +65,10 @@ PACKAGES = (
     "box2d",
     "mujoco",
     "gymnasium-robotics",
+    "supersuit",
+    "ale-py",
+    "multi-agent-ale-py",
+    "opencv-python-headless",
 )
 """What a run's numbers may depend on."""
 
@@ -76,7 +81,11 @@ TRAINING = ("threads", "n_envs", "keep_checkpoints")
 
 HANDED_TO_BODY = tuple(name for name in inspect.signature(Body.__call__).parameters if name != "self")
 
-BUILT = {"env": ("n_envs", "seed"), "algorithm": ("spec", "network", "seed"), "network": HANDED_TO_BODY}
+BUILT = {
+    "env": ("n_envs", "seed"),
+    "algorithm": ("spec", "network", "seed"),
+    "network": (*HANDED_TO_BODY, "picture"),  # the picture's size, to bodies that take it
+}
 """Parameters of a section's target that the run hands over."""
 
 BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "feature_size", "n_critics", "reach")
@@ -119,8 +128,31 @@ def make_algorithm(config: Mapping[str, Any], spec: TaskSpec) -> Algorithm:
             f"algorithm: {target.__name__} learns {' and '.join(sorted(target.actions))} actions, those of "
             f"{spec.name} are {kind}: choose algorithm={' or '.join(algorithms_for(kind)) or 'another'}"
         )
-    body = instantiate("network", config["network"], later=HANDED_TO_BODY)
+    body = _make_body(config["network"], spec)
     return instantiate("algorithm", config["algorithm"], spec=spec, network=body, seed=config["seed"])
+
+
+def _make_body(node: Mapping[str, Any], spec: TaskSpec) -> Body:
+    """The maker of bodies that ``config["network"]`` names.
+
+    Raises:
+        ValueError: if it does not read what the task's agents observe: pictures, or vectors.
+    """
+    if _reads_pictures(node) == (spec.picture is not None):
+        return instantiate("network", node, later=HANDED_TO_BODY, **({"picture": spec.picture} if spec.picture else {}))
+    from omegaconf import OmegaConf
+
+    nodes: dict[str, Any] = {f.stem: OmegaConf.load(f) for f in sorted((config_dir() / "network").glob("*.yaml"))}
+    fit = [name for name, other in nodes.items() if _reads_pictures(other) == (spec.picture is not None)]
+    seen = f"pictures {list(spec.picture)} (channels, height, width)" if spec.picture else "no pictures"
+    raise ValueError(
+        f"network._target_={node['_target_']} reads {'vectors' if spec.picture else 'pictures'}, but {spec.name} shows "
+        f"{seen}: choose network={' or '.join(fit)}"
+    )
+
+
+def _reads_pictures(node: Mapping[str, Any]) -> bool:
+    return "picture" in inspect.signature(locate("network", node)).parameters
 
 
 def _algorithm_class(config: Mapping[str, Any]) -> type[Algorithm]:
@@ -139,9 +171,12 @@ def algorithms_for(kind: str) -> list[str]:
     return [name for name, node in nodes.items() if kind in getattr(locate("algorithm", node), "actions", ())]
 
 
-def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int, host: Mapping[str, Any]) -> Memory:
+def make_memory(
+    nodes: Mapping[str, Any], spec: TaskSpec, seed: int, host: Mapping[str, Any], stages: Collection[str]
+) -> Memory:
     """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
-    what else of `BUILT_FOR_MEMORY` it takes from ``host``.
+    what else of `BUILT_FOR_MEMORY` it takes from ``host``; without companions of other stages than the host's
+    ``stages``.
     """
 
     def operator(name: str, node: Mapping[str, Any]) -> Any:
@@ -149,7 +184,8 @@ def make_memory(nodes: Mapping[str, Any], spec: TaskSpec, seed: int, host: Mappi
         more = {key: value for key, value in host.items() if key in takes}
         return instantiate(f"memory.{name}", node, spec=spec, seed=derive_seed(seed, "memory", name), **more)
 
-    return Memory((name, operator(name, node)) for name, node in nodes.items())
+    made = ((name, operator(name, node)) for name, node in nodes.items())
+    return Memory((name, one) for name, one in made if not one.companion or one.stage.value in stages)
 
 
 def check_config(config: Mapping[str, Any]) -> Schedule:
@@ -196,7 +232,7 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
         "n_critics": algorithm.learn_entries[spec.keys.value_target].shape[-1],
         "reach": algorithm.reach,
     }
-    return algorithm, make_memory(config.get("memory") or {}, spec, config["seed"], host)
+    return algorithm, make_memory(config.get("memory") or {}, spec, config["seed"], host, algorithm.stages)
 
 
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:
@@ -368,12 +404,21 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
         CheckpointError: if there is no such checkpoint, or it is damaged, or another configuration's or version's.
         ValueError: for another value of ``checkpoint``.
     """
-    folder = Path(folder)
+    return _load(Path(folder), checkpoint)[0]
+
+
+def load_acting(folder: str | Path, *, checkpoint: str = "best") -> tuple[Policy, Memory]:
+    """As `load_policy`, and the memory of the run with what it knew then: `Memory.greedily` lets it act."""
+    return _load(Path(folder), checkpoint)
+
+
+def _load(folder: Path, checkpoint: str) -> tuple[Policy, Memory]:
+    """See `load_policy`; the memory is restored where it takes actions, and is empty else."""
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     config = read_config(folder)
     spec = TaskSpec.from_dict(read_run(folder)["task"])
-    algorithm = make_algorithm(config, spec)
+    algorithm, memory = make_learner(config, spec)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if checkpoint == "best":
         found = checkpoints.named("best")
@@ -385,12 +430,22 @@ def load_policy(folder: str | Path, *, checkpoint: str = "best") -> Policy:
     with found.fitting():
         check_state("algorithm", algorithm.state_dict(), state["algorithm"])
         algorithm.load_state_dict(state["algorithm"])
+        if memory.acts:
+            memory.load_state_dict(state["memory"])
+            memory.set_progress(state["frames"], state["frames"] / config["training"]["total_frames"])
     algorithm.actor.greedy = True
-    return algorithm.actor
+    return algorithm.actor, memory
 
 
 def evaluate_run(
-    folder: Path, *, episodes: int, checkpoint: str = "best", seed: int | None = None, video: Path | None = None
+    folder: Path,
+    *,
+    episodes: int,
+    checkpoint: str = "best",
+    seed: int | None = None,
+    video: Path | None = None,
+    replay: Path | None = None,
+    with_memory: bool = False,
 ) -> Episodes:
     """Play ``episodes`` greedy episodes with a run's policy, on seeds of their own.
 
@@ -400,27 +455,45 @@ def evaluate_run(
         checkpoint: ``best`` or ``last``.
         seed: of the environments; None for one derived from the run's, different from training and its evaluations.
         video: an .mp4 or .gif to film them to; they are then played one after the other in a single environment.
+        replay: a folder to write replays to, in the game's own form; played one after the other too.
+        with_memory: let the run's memory act too, at the stage ACT; else the policy plays alone, and is filmed alone.
 
     Raises:
-        ValueError: if there is no such run or checkpoint, or the task can not be drawn.
+        ValueError: if there is no such run or checkpoint, the task can not be drawn or keeps no replays, a film and
+            replays are asked for at once, or no memory of the run acts.
         ImportError: if the film needs what is not installed.
         NotWrittenError: if the film can not be written.
     """
     config = read_config(folder)
+    if video is not None and replay is not None:
+        raise ValueError(f"--video={video} and --replay={replay} can not be made at once: leave one of them out")
     if video is not None:
         check_file(video)
     torch.set_num_threads(config["training"]["threads"])
-    actor = load_policy(folder, checkpoint=checkpoint)
+    actor, memory = load_acting(folder, checkpoint=checkpoint)
+    if with_memory and not memory.acts:
+        raise ValueError(f"with_memory=True: {folder} has no memory that acts (stage ACT, as memory=[reflection])")
     seed = derive_seed(config["seed"], "evaluate") if seed is None else seed
-    n_envs = min(episodes, config["training"]["n_envs"])
+    n_envs = min(episodes, config["training"]["n_envs"]) if replay is None else 1
     env: Any = make_env(config, n_envs, seed) if video is None else _make_drawable_env(config, seed)
     try:
         _check_task(folder, read_run(folder), env.task_spec)
         if video is not None:
             return film(env, actor, video, episodes=episodes, seed=seed)
-        return evaluate(env, actor, episodes=episodes, seed=seed)
+        if replay is not None:
+            return record(env, actor, replay, episodes=episodes, seed=seed)
+        if not with_memory:
+            return evaluate(env, actor, episodes=episodes, seed=seed)
+        with memory.greedily() as act:
+            return evaluate(env, actor, episodes=episodes, seed=seed, act=act)
     finally:
         env.close()
+
+
+def memory_acts(folder: Path) -> bool:
+    """Whether a run's memory takes actions in the policy's place: then there are two ways to play."""
+    nodes = (read_config(folder).get("memory") or {}).items()
+    return any(locate(f"memory.{name}", node).stage is Stage.ACT for name, node in nodes)
 
 
 def _make_drawable_env(config: Mapping[str, Any], seed: int) -> Any:

@@ -21,23 +21,36 @@ class Task:
 
 def list_tasks(folder: Path) -> list[Task]:
     """Every config under ``folder`` (the ``env`` group), in order of name."""
+    names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+    return [_task(name, load_task(folder, name)) for name in names]
+
+
+def load_task(folder: Path, name: str) -> Any:
+    """A task's config; what it shares with its family, by ``OTHER@_here_`` among its ``defaults``, comes first."""
     from omegaconf import OmegaConf
 
-    files = sorted(folder.rglob("*.yaml"))
-    return [_task(str(f.relative_to(folder).with_suffix("")), OmegaConf.load(f)) for f in files]
+    config: Any = OmegaConf.load(folder / f"{name}.yaml")
+    shared = [other.removesuffix("@_here_") for other in config.pop("defaults", []) if other.endswith("@_here_")]
+    return OmegaConf.merge(*(load_task(folder, other) for other in shared), config)
 
 
 def _task(name: str, config: Any) -> Task:
-    """A task module's ``REQUIRES`` names the packages it needs and the extra that installs each."""
+    """A task module's ``REQUIRES`` names the packages it needs and the extra that installs each; its
+    ``lacking()``, where it has one, says what is missing beside.
+    """
     from omegaconf import OmegaConf
 
     if OmegaConf.is_missing(config, "factory"):
         return Task(name, "", True, "ready, given env.factory=package.module:function")
     path: str = config.get("factory") or config["_target_"].rpartition(".")[0]
-    requires: dict[str, str] = getattr(import_module(path.partition(":")[0]), "REQUIRES", {})
+    module = import_module(path.partition(":")[0])
+    requires: dict[str, str] = getattr(module, "REQUIRES", {})
     extra = ",".join(sorted(set(requires.values())))
-    if not all(find_spec(package) for package in requires):
-        return Task(name, extra, False, f'missing: pip install "marl-memory[{extra}]"')
+    there = all(find_spec(package) for package in requires)
+    lacking = module.lacking() if hasattr(module, "lacking") else ""
+    if lacking or not there:
+        return Task(name, extra, False, "missing: " + (lacking or f'pip install "marl-memory[{extra}]"'))
     kwargs = config.get("kwargs") or {}
     asked = [f"env.kwargs.{key}=…" for key in kwargs if OmegaConf.is_missing(kwargs, key)]
+    asked += [f"env.{key}=…" for key in config if OmegaConf.is_missing(config, key)]
     return Task(name, extra, True, f"ready, given {' and '.join(asked)}" if asked else "ready")

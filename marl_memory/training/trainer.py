@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from marl_memory.algorithms.algorithm import Algorithm, OffPolicyAlgorithm, OnPolicyAlgorithm, derive_seed
-from marl_memory.memory.operator import Memory
+from marl_memory.memory.operator import Memory, Stage
 from marl_memory.training.checkpoint import CheckpointFolder, Kind, NotWrittenError, check_state
 from marl_memory.training.clock import Clock, collecting_and_learning
 from marl_memory.training.collection import TaskEnv
@@ -189,6 +189,8 @@ class Trainer:
                     row = self.step()
                 if self._due(self.schedule.evaluation_every_frames, before):
                     row |= self.evaluate()
+                for text in self.memory.remarks():
+                    self.logger.say(f"{self.frames:,} frames: {text}")
                 self._log(row)  # before the checkpoint: rows it has not seen are cut when resuming
                 if self._due(self.schedule.checkpoint_every_frames, before):
                     self.scheduled_checkpoint()
@@ -223,16 +225,18 @@ class Trainer:
             self._save("signal")
 
     def evaluate(self) -> dict[str, float]:
-        """A greedy evaluation; keeps the best policy's checkpoint."""
+        """A greedy evaluation of the policy alone, and with memory where that acts; keeps the best checkpoint."""
+        how: dict[str, Any] = {
+            "episodes": self.schedule.evaluation_episodes,
+            "seed": derive_seed(self.seed, "evaluation"),
+        }
         with self.clock.section("evaluate"):
-            episodes = evaluate(
-                self.evaluation_env,
-                self.algorithm.actor,
-                episodes=self.schedule.evaluation_episodes,
-                seed=derive_seed(self.seed, "evaluation"),
-                critic=self.algorithm,
-            )
-        row = episodes.metrics("evaluation")
+            evaluated = evaluate(self.evaluation_env, self.algorithm.actor, **how, critic=self.algorithm)
+            row = evaluated.metrics("evaluation")
+            if self.memory.acts:
+                with self.memory.greedily() as act:
+                    together = evaluate(self.evaluation_env, self.algorithm.actor, **how, act=act)
+                row |= together.metrics("evaluation_with_memory")
         score = (row.get("evaluation/success", 0.0), row["evaluation/return"])
         if score > self.best:
             self.best = score
@@ -260,7 +264,7 @@ class Trainer:
         """What the user should know before a long run begins."""
         env, every = self.collector.env, self.schedule.checkpoint_every_frames
         least = 20 * (env.task_spec.max_episode_steps or 0) * env.n_envs
-        remarks = self.memory.remarks
+        remarks = self.memory.remarks()
         if env.resumable or every >= min(least, self.schedule.total_frames):
             return remarks
         return [
@@ -317,6 +321,9 @@ class Trainer:
 
 def check_stages(algorithm: Algorithm, memory: Memory) -> None:
     """Raise ValueError for an operator whose stage, or what it reads, this learner does not have."""
+    acting = [name for name, operator in memory.operators.items() if operator.stage is Stage.ACT]
+    if len(acting) > 1:
+        raise ValueError(f"memory=[{','.join(acting)}] act in the policy's place: one of them at most can")
     for name, operator in memory.operators.items():
         if operator.stage.value not in algorithm.stages:
             known = ", ".join(sorted(algorithm.stages))
@@ -324,6 +331,8 @@ def check_stages(algorithm: Algorithm, memory: Memory) -> None:
                 f"memory={name} acts at the stage {operator.stage.value!r}, which {type(algorithm).__name__} does not "
                 f"have; it has {known}. Hosts with that stage: {operator.stage.hosts}"
             )
+        if not memory.acts and (key := next((key for key in operator.in_keys if key[0] == "act"), None)):
+            raise ValueError(f"memory={name} reads {'.'.join(key)}: list a memory beside it that acts, as reflection")
         for key in operator.asks.keys() - algorithm.offers:
             raise ValueError(
                 f"memory={name} reads {'.'.join(key)}, which {type(algorithm).__name__} does not write; it offers "

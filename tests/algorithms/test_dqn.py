@@ -17,6 +17,7 @@ from benchmarks import plain_dqn as plain
 from benchmarks.off_policy import update
 from marl_memory.algorithms.dqn import DQN, taken
 from marl_memory.keys import Keys
+from marl_memory.networks.cnn import CNN
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 
@@ -272,6 +273,19 @@ def test_epsilon_falls_linearly_in_its_share_of_the_run() -> None:
     assert found == pytest.approx([1.0, 0.6, 0.2, 0.2, 0.2])
 
 
+def test_the_step_size_falls_linearly_if_it_is_to() -> None:
+    for final, expected in ((None, [0.1, 0.1, 0.1]), (0.0, [0.1, 0.05, 0.0])):
+        host, found = made(task(1), lr=0.1, lr_final=final), []
+        for progress in (0.0, 0.5, 1.0):
+            host.set_progress(progress)
+            before = [p.detach().clone() for p in host.actor.parameters()]
+            update(host, draw(host, 0))
+            found.append(host.optimiser.param_groups[0]["lr"])
+            moved = any(not torch.equal(a, b) for a, b in zip(before, host.actor.parameters(), strict=True))
+            assert moved == (found[-1] > 0)
+        assert found == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("options", [{}, {"critics": 2, "dueling": True, "share_parameters": True, "target_every": 2}])
 def test_a_restored_learner_continues_bit_for_bit(options: dict[str, Any]) -> None:
     first, second = (made(task(), seed, **options) for seed in (0, 1))
@@ -309,10 +323,26 @@ def test_td_errors_are_written_where_a_memory_asks() -> None:
     rows.set(K.td_error, torch.zeros(ROWS, 3, 1))
     host.derive_rewards(rows)
     host.compute_targets(rows)
-    value = taken(host.actor.values(rows, critics=slice(0, 1)), rows[K.action])
+    value = taken(host.actor.values(rows)[..., :1], rows[K.action])
     host.update_critic(rows)
     expected = torch.where(rows[K.alive].unsqueeze(-1), rows[K.value_target][..., :1] - value, 0.0)
     torch.testing.assert_close(rows[K.td_error], expected.detach())
+
+
+@pytest.mark.parametrize("options", [{}, {"dueling": True, "share_parameters": True}])
+def test_pictures_are_valued_by_a_convolutional_network(options: dict[str, Any]) -> None:
+    """Bytes all the way to the network; the body is the one difference."""
+    spec = replace(task(2), observation_sizes=(64, 64), state_size=128, picture=(1, 8, 8))
+    body = partial(CNN, picture=spec.picture, channels=(4,), kernels=(3,), strides=(2,), hidden=(8,))
+    host = DQN(spec=spec, network=body, seed=0, **SMALL, **options)
+    rows, g = draw(host, 0), Generator().manual_seed(0)
+    for td in (rows, rows["next"]):
+        td.set(K.observation, torch.randint(256, (ROWS, 2, 64), generator=g, dtype=torch.uint8))
+    before = [p.detach().clone() for p in host.actor.parameters()]
+    update(host, rows)
+    assert all(not torch.equal(a, b) for a, b in zip(before, host.actor.parameters(), strict=True))
+    host.behaviour.uniform, host.behaviour.scale = False, 0.0
+    assert torch.equal(host.behaviour(rows)[K.action], host.actor.choose(rows))
 
 
 BAD = [
@@ -323,6 +353,7 @@ BAD = [
     ({"tau": 2.0}, "algorithm.tau=2.0 must lie in [0, 1]"),
     ({"gamma": -0.1}, "algorithm.gamma=-0.1 must lie in [0, 1]"),
     ({"lr": 0.0}, "algorithm.lr=0.0 must be positive"),
+    ({"lr_final": -0.1}, "algorithm.lr_final=-0.1 must not be negative"),
     ({"adam_eps": 0.0}, "algorithm.adam_eps=0.0 must be positive"),
     ({"max_grad_norm": 0.0}, "algorithm.max_grad_norm=0.0 must be positive"),
     ({"epsilon": 1.5}, "algorithm.epsilon=1.5 must lie in [0, 1]"),

@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 def load(name: str) -> dict[str, Any]:
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert config.pop("_target_") == ADAPTER
+    config.pop("defaults", None)
     return config
 
 
@@ -70,7 +71,12 @@ def build(name: str, n_envs: int = 3, seed: int = 0):
     return vector_env(**load(name), n_envs=n_envs, seed=seed)
 
 
-every = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+LONG = ("box2d/car_racing",)
+"""Tasks of some 10 ms a step."""
+
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in (*NAMES, *VARIANTS)]
+)
 
 
 @every

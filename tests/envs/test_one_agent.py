@@ -101,9 +101,26 @@ def test_info_state_and_rendering() -> None:
     assert td["next", "state"].tolist() == [[1, 1]]
 
 
-def test_image_observations_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("shape", "picture"), [((8, 9, 3), (3, 8, 9)), ((3, 8, 9), (3, 8, 9)), ((8, 9), (1, 8, 9)), ((9, 4, 9), None)]
+)
+def test_bytes_of_two_or_three_dimensions_are_pictures(
+    shape: tuple[int, ...], picture: tuple[int, int, int] | None
+) -> None:
     class Seeing(gym.Env):
-        observation_space, action_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), gym.spaces.Discrete(2)
+        observation_space, action_space = gym.spaces.Box(0, 255, shape, np.uint8), gym.spaces.Discrete(2)
+
+    if picture:
+        assert VectorEnv([OneAgent(Seeing())]).task_spec.picture == picture
+        return
+    with pytest.raises(ValueError, match=r"agent 'agent_0' observes a picture of \(9, 4, 9\); right is \[channels"):
+        VectorEnv([OneAgent(Seeing())])
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Box(0.0, 1.0, (8, 8, 3)), gym.spaces.Box(0, 255, (2, 2, 8, 8), np.uint8)])
+def test_other_arrays_of_several_dimensions_are_refused(space: gym.spaces.Space) -> None:
+    class Seeing(gym.Env):
+        observation_space, action_space = space, gym.spaces.Discrete(2)
 
     with pytest.raises(ValueError, match="agent 'agent_0' observes .*one dimension"):
         VectorEnv([OneAgent(Seeing())])

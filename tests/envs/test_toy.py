@@ -350,6 +350,17 @@ def test_a_real_step_moves_by_its_size_and_not_below_zero() -> None:
     assert (seen["agent_0"].tolist(), rewards["agent_0"], terminations["agent_0"]) == ([1, 1], 1.0, True)
 
 
+def test_who_arrives_with_the_last_step_has_arrived() -> None:
+    env = import_module("marl_memory_envs.toy.chain").vector_env(n_envs=2, seed=0, length=3, max_steps=3)
+    td = env.reset()
+    for _ in range(3):
+        stepped, td = env.step_and_maybe_reset(td.set(("agents", "action"), torch.tensor([[1], [0]])))
+    after = stepped["next"]
+    for flag, expected in {"terminated": [1, 0], "truncated": [0, 1], "done": [1, 1], "success": [1, 0]}.items():
+        assert after[flag][:, 0].tolist() == expected
+    assert after["agents", "discount"].flatten().tolist() == [0, 1]
+
+
 def test_two_pictures_of_the_dark_chamber_differ_in_eight_pixels_by_the_glow() -> None:
     views = DarkChamber().views[:, 0]
     apart = np.abs(views[:, None] - views[None])
@@ -367,7 +378,8 @@ def test_grain_changes_every_picture_within_its_bounds_and_hides_no_cell() -> No
     for _ in range(5):
         simulator.step(np.zeros((3, 1), np.int64))  # up: into the wall
         seen, clean = simulator.look().observation, rules.views[simulator.copies["cell"]]
-        assert 0.009 < np.abs(seen - clean).max() <= 0.01 + 1e-7
+        assert 0.009 < (seen - clean).max() <= 0.01 + 1e-7
+        assert 0.009 < (clean - seen).max() <= 0.01 + 1e-7
         assert (np.abs(seen[:, 0, None] - rules.views[None, :, 0]).sum(-1).argmin(1) == simulator.copies["cell"]).all()
     assert (seen != first).all(-1).any()
 
@@ -456,15 +468,16 @@ def test_the_best_code_of_the_hidden_coupling(noise: float) -> None:
         for t1, t2, p1, p2 in itertools.product(tells, tells, plays, plays)
     )
     assert best == pytest.approx((1 - noise / 2) ** 2)
-    # ... and played, with three hints
-    env = import_module("marl_memory_envs.toy.hidden_coupling").vector_env(n_envs=2000, seed=0, rounds=5, noise=noise)
+    # ... and played, by three agents with three hints
+    module = import_module("marl_memory_envs.toy.hidden_coupling")
+    env = module.vector_env(n_envs=2000, seed=0, n_agents=3, rounds=5, noise=noise)
 
     def truthful(td: TensorDict) -> torch.Tensor:
         hint, playing, told = td["agents", "observation"].split([3, 1, 3], -1)
         return torch.where(playing[..., 0] > 0, told.argmax(-1), hint.argmax(-1))
 
     total = follow(env, truthful, 10)
-    assert abs(total.mean() - 5 * (1 - noise * 2 / 3) ** 2) <= 4 * total.std() / math.sqrt(2000)
+    assert abs(total.mean() - 5 * (1 - noise * 2 / 3) ** 3) <= 4 * total.std() / math.sqrt(2000)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -477,6 +490,24 @@ def test_what_is_right_is_the_same_for_all_who_see_the_same(noise: float) -> Non
     assert len(right.unique()) == 5
     total = follow(env, lambda td: right[td["agents", "observation"].argmax(-1)], 25)
     assert abs(total.mean() - 25 * (1 - noise * 4 / 5)) <= 4 * total.std() / math.sqrt(1000) + 1e-4
+
+
+@pytest.mark.parametrize("name", ["redundant_observations", "hidden_coupling"])
+def test_an_episode_with_one_mistake_is_not_won(name: str) -> None:
+    env = vector(name, n_envs=3)
+    rules, simulator = env.simulator.rules, env.simulator
+    simulator.reset()
+    for t in range(rules.spec.max_episode_steps):
+        if name == "redundant_observations":
+            action = np.repeat(rules.right[simulator.copies["context"]][:, None], 4, axis=1)
+        else:
+            copies = simulator.copies
+            action = np.where(copies["playing"][:, None], np.roll(copies["told"], -1, axis=1), copies["hint"])
+        if t == 7:  # in hidden_coupling the fourth time to play
+            action[1, 0] = (action[1, 0] + 1) % rules.spec.action_size
+        seen = simulator.step(action)
+        assert not seen.success[:].any() or simulator.over.all()
+    assert seen.success.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(("slip", "stated"), [(0.0, 17.76), (0.1, 17.404)])

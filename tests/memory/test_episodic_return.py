@@ -241,8 +241,8 @@ def test_a_critic_without_a_twin_is_estimated_alone_and_the_log_says_so() -> Non
     collected(spec, alone, [30])
     collected(spec, single, [30])
     torch.testing.assert_close(alone.table.returns[..., 0], single.table.returns[..., 0])
-    assert not twin.remarks and not single.remarks
-    assert Memory([("gem", alone)]).remarks == [
+    assert not twin.remarks() and not single.remarks()
+    assert Memory([("gem", alone)]).remarks() == [
         "memory=gem: the host has one critic (algorithm.critics=2 gives it two): without twins, returns are the "
         "maximum of its own estimates"
     ]

@@ -40,13 +40,25 @@ REGION = ["memory=[mnemo_region]", "memory.mnemo_region.min_rows=16"]
 GRADIENT = ["memory=[mnemo_gradient]", "memory.mnemo_gradient.min_rows=16"]
 SIL = ["memory=[sil]"]
 RETURNS = ["memory=[return_memory]", "memory.return_memory.min_rows=16"]
+NOVELTY = ["memory=[coarse_fine]", "memory.coarse_fine.hidden=[16]", "memory.coarse_fine.batches=4"]
+REFLECTION = [
+    "memory=[reflection]",
+    "memory.reflection.least=1",
+    "memory.reflection.kappa=0.3",
+    "memory.reflection.hidden=[16]",
+    "memory.reflection.batches=2",
+    "memory.reflection.upper=0.6",
+    "memory.reflection.lower=0.4",
+]
 STRENGTH = {
+    "reflection": "effective_strength",
     "mnemo_region": "omega",
     "mnemo_gradient": "beta",
     "sil": "effective_strength",
     "return_memory": "effective_strength",
+    "coarse_fine": "bonus",
 }
-USED = ("sil", "return_memory")
+USED = ("sil", "return_memory", "reflection", "coarse_fine")
 """Memories that report how many rows they used."""
 OFF = ("ddpg", "iddpg", "maddpg", "td3", "itd3", "matd3", "dqn", "idqn")
 
@@ -68,8 +80,26 @@ TABLE = [
         for env in ("mpe/simple_spread", "smax/3m")
     ),
     ("dqn", "box2d/lunar_lander", RETURNS),
+    *(("ppo", env, NOVELTY) for env in ("box2d/lunar_lander", "mujoco/half_cheetah", "toy/four_rooms")),
+    *((algorithm, env, NOVELTY) for algorithm in ("ippo", "mappo", "maddpg") for env in TEAMS),
+    *((algorithm, "mujoco/half_cheetah", NOVELTY) for algorithm in ("ddpg", "td3")),
+    *(
+        (algorithm, env, NOVELTY)
+        for algorithm in ("ppo", "dqn")
+        for env in ("toy/cliff_walking", "toy/dark_chamber", "classic/cartpole", "classic/mountain_car")
+    ),
+    ("dqn", "box2d/lunar_lander", NOVELTY),
+    ("idqn", "smax/3m", NOVELTY),
 ]
-NEEDS = {"box2d": "Box2D", "mujoco": "mujoco", "mamujoco": "gymnasium_robotics", "mpe": "mpe2", "smax": "jaxmarl"}
+NEEDS = {
+    "toy": "torch",
+    "classic": "gymnasium",
+    "box2d": "Box2D",
+    "mujoco": "mujoco",
+    "mamujoco": "gymnasium_robotics",
+    "mpe": "mpe2",
+    "smax": "jaxmarl",
+}
 
 
 def run(folder: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
@@ -89,8 +119,8 @@ def run(folder: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], list[di
 
 
 def assert_used(rows: list[dict[str, str]], memory: str) -> None:
-    """Rows were held, and memory acted, at two checkpoints."""
-    for frames in ("256", "512"):
+    """Rows were held, and memory acted, at two checkpoints; of episodes it has to see some first."""
+    for frames in ("512",) if memory == "reflection" else ("256", "512"):
         row = next(row for row in rows if row["frames"] == frames)
         assert float(row[f"memory/{memory}/rows"]) > 0
         assert float(row[f"memory/{memory}/{STRENGTH[memory]}"]) > 0, row
@@ -119,6 +149,13 @@ TOYS = [
     ("td3", "toy/rendezvous", RETURNS),
     ("maddpg", "toy/masked_duel", RETURNS),
     ("idqn", "toy/masked_duel", RETURNS),
+    ("ppo", "toy/masked_duel", NOVELTY),
+    ("mappo", "toy/rendezvous", NOVELTY),
+    ("td3", "toy/rendezvous", NOVELTY),
+    ("mappo", "toy/masked_duel", REFLECTION),
+    pytest.param("ippo", "toy/rendezvous", REFLECTION, marks=pytest.mark.slow),
+    pytest.param("idqn", "toy/masked_duel", REFLECTION, marks=pytest.mark.slow),
+    ("matd3", "toy/rendezvous", REFLECTION),
 ]
 
 
@@ -220,6 +257,35 @@ def test_sil_learns_continuous_actions_with_everything_normalised(tmp_path: Path
     mine, rows = run(tmp_path / "run", *options)
     assert float(rows[-1]["memory/sil/rows"]) > 0 and float(rows[-1]["memory/sil/used"]) > 0
     assert any(not torch.equal(p, mine[key]) for key, p in host.items())
+
+
+@pytest.mark.parametrize(("algorithm", "frames"), [("mappo", ON_POLICY), ("ddpg", OFF_POLICY)], ids=["mappo", "ddpg"])
+def test_reported_returns_are_the_environments(algorithm: str, frames: list[str], tmp_path: Path) -> None:
+    """Learning is paid some thousands for novelty; what is reported of episodes knows nothing of it."""
+    options = ["env=toy/rendezvous", f"algorithm={algorithm}", *SMALL, *frames]
+    _, plain = run(tmp_path / "plain", *options)
+    _, rows = run(tmp_path / "run", *options, *NOVELTY, "memory.coarse_fine.eta=1000")
+    assert float(rows[-1]["memory/coarse_fine/bonus"]) > 100
+    for name in ("train/return", "evaluation/return"):
+        for mine, theirs in zip(rows, plain, strict=True):
+            assert not mine[name] or abs(float(mine[name]) - float(theirs[name])) < 100
+
+
+@pytest.mark.parametrize(("algorithm", "frames"), [("mappo", ON_POLICY), ("idqn", OFF_POLICY)], ids=["mappo", "idqn"])
+def test_adamemento_is_both_its_operators_and_the_host_without_either(
+    algorithm: str, frames: list[str], tmp_path: Path
+) -> None:
+    options = ["env=toy/masked_duel", f"algorithm={algorithm}", *SMALL, *frames]
+    parts = ("reflection", "coarse_fine")
+    both = ["memory=[adamemento]", *(f"memory.{part}.{key}" for part in parts for key in ("hidden=[16]", "batches=4"))]
+    host, _ = run(tmp_path / "host", *options)
+    mine, rows = run(tmp_path / "both", *options, *both, "memory.coarse_fine.eta=0.1")
+    assert float(rows[-1]["memory/coarse_fine/bonus"]) != 0
+    assert all(float(rows[-1][f"memory/{part}/rows"]) > 0 for part in parts)
+    assert any(not torch.equal(p, mine[key]) for key, p in host.items())
+    idle, rows = run(tmp_path / "idle", *options, *both, *(f"memory.{part}.strength=0" for part in parts))
+    assert all(float(rows[-1][f"memory/{part}/rows"]) > 0 for part in parts)
+    assert all(torch.equal(p, idle[key]) for key, p in host.items())
 
 
 def test_two_memories_of_one_host_compose(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marl_memory.cli import config_dir
 from marl_memory.memory.barycenter_region import BarycenterRegion
+from marl_memory.memory.coarse_fine import CoarseFineNovelty
 from marl_memory.memory.gradient_field import GradientField
 from marl_memory.memory.operator import MemoryOperator, Stage, put
 from marl_memory.memory.return_memory import ReturnMemory
@@ -27,6 +28,9 @@ from marl_memory.testing.batches import CRITICS, SPECS
 
 CAPACITY = 48
 SMALL = {"capacity": CAPACITY, "neighbours": 4, "min_rows": 1}
+SMALL_NETWORKS = {"hidden": (8,), "latent": 4, "batches": 2, "batch_size": 16}
+# Of an operator that learns to act: it does so after the first episodes, however little it knows.
+EAGER = {"least": 1, "alike": 10, "kappa": 0.05}
 
 # ----------------------------------------------------------------------------------------------- operators of the house
 
@@ -35,10 +39,16 @@ def configured() -> list[Any]:
     """Each operator that a config names, in every scope and with every policy that it takes."""
     found = []
     for file in sorted((config_dir() / "memory").glob("*.yaml")):
-        target = get_object(OmegaConf.load(file)["_target_"])
+        node: Any = OmegaConf.load(file)
+        if "_target_" not in node:
+            continue  # several operators, each with a file of its own
+        target = get_object(node["_target_"])
         assert issubclass(target, MemoryOperator), file
+        if target.companion:
+            continue  # it remembers nothing: its test stands beside that of the operator that it belongs to
         takes = inspect.signature(target).parameters
-        small = {key: value for key, value in {**SMALL, "n_critics": CRITICS}.items() if key in takes}
+        sizes = {**SMALL, **SMALL_NETWORKS, **EAGER, "n_critics": CRITICS}
+        small = {key: value for key, value in sizes.items() if key in takes}
         policies = getattr(inspect.getmodule(target), "POLICIES", POLICIES)
         for scope in SCOPES if "scope" in takes else (None,):
             for policy in policies if "policy" in takes else (None,):
@@ -51,7 +61,7 @@ def configured() -> list[Any]:
 
 @pytest.mark.parametrize("make", configured())
 def test_an_operator_keeps_the_contract(make: Any) -> None:
-    check_memory_operator(make, capacity=CAPACITY)
+    check_memory_operator(make, capacity=CAPACITY, trainable="lr" in inspect.signature(make.func).parameters)
 
 
 def test_the_defaults_keep_the_contract_too() -> None:
@@ -332,6 +342,57 @@ class RecallsItsOwnReturn(ReturnMemory):
         self.trace._numbers = lambda td: None  # type: ignore[method-assign]
 
 
+class OverwritesTheEnvironmentsReward(CoarseFineNovelty):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.in_keys = [*self.in_keys, ("next", *self.spec.keys.reward)]
+        self.out_keys = [*self.out_keys, ("next", *self.spec.keys.reward)]
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        super().forward(td)
+        put(td, ("next", *self.spec.keys.reward), td.get(self.spec.keys.learn_reward))
+        return td
+
+
+class RewardsInsteadOfTheEnvironment(CoarseFineNovelty):
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        super().forward(td)
+        known = td.get(self.report)[..., :1] > 0
+        key = self.spec.keys.learn_reward
+        put(td, key, torch.where(known, td.get(self.report)[..., -1:], td.get(key)))
+        return td
+
+
+class RewardsTheDead(CoarseFineNovelty):
+    """Of a team whose rewards are not common."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "scope": "centralized"})
+        self.everybodys = True
+
+
+class LearnsFromPadding(CoarseFineNovelty):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scope.padded = False
+        self.model.valid.fill_(True)
+
+
+class LosesItsOptimiser(CoarseFineNovelty):
+    """Goes on from a checkpoint with slots of 0."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.model.optimiser.named_state = lambda named: {}  # type: ignore[method-assign]
+
+
+class LearnsInForward(CoarseFineNovelty):
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        super().forward(td)
+        self.learn()
+        return td
+
+
 CONTINUOUS, MASKED = SPECS[0], SPECS[1]
 
 BROKEN: list[tuple[type[MemoryOperator], str]] = [
@@ -365,6 +426,12 @@ BROKEN: list[tuple[type[MemoryOperator], str]] = [
     (ReplaysBesideTheDead, "Rows of dead agents.*acts on agents that are dead"),
     (RemembersRunningEpisodes, "Nothing is remembered of an episode before it ends.*still runs"),
     (RecallsItsOwnReturn, "A row never recalls itself"),
+    (OverwritesTheEnvironmentsReward, "never overwritten.*'next', 'agents', 'reward'"),
+    (RewardsInsteadOfTheEnvironment, "does not depend on what is there.*lost or scaled"),
+    (RewardsTheDead, "Rows of dead agents.*acts on agents that are dead"),
+    (LearnsFromPadding, "Padding enters nothing"),
+    (LosesItsOptimiser, "as if it had never stopped.*autoencoder"),
+    (LearnsInForward, "Forward changes nothing but out_keys.*forward changes the operator's"),
 ]
 
 
@@ -377,7 +444,10 @@ def test_a_broken_operator_is_caught(broken: type[MemoryOperator], message: str)
         options = {**SMALL, "scope": "per_agent"}
     elif issubclass(broken, SelfImitation):
         options = {"scope": "per_agent", "capacity": CAPACITY}
-    specs = (MASKED,) if broken in (UsesPadding, GivesMaskedMass, ReplaysMaskedActions) else (CONTINUOUS,)
+    elif issubclass(broken, CoarseFineNovelty):
+        options = {"scope": "per_agent", "capacity": CAPACITY, **SMALL_NETWORKS}
+    masked = (UsesPadding, GivesMaskedMass, ReplaysMaskedActions, RewardsTheDead, LearnsFromPadding)
+    specs = (MASKED,) if broken in masked else (CONTINUOUS,)
     promises: dict[str, Any] = {"private": True} if broken is LeaksAgents else {}
     promises |= {"holds": "newest"} if broken is KeepsTheOldest else {}
     with pytest.raises(AssertionError, match=f"^{broken.__name__}, {specs[0].name}: .*{message}"):

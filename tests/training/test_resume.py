@@ -164,7 +164,18 @@ MEMORIES = {
         ("maddpg", "toy/masked_duel"),
         ("dqn", "toy/masked_duel"),
     ],
+    "reflection": [("mappo", "toy/masked_duel"), ("td3", "toy/rendezvous")],
+    "coarse_fine": [("mappo", "toy/masked_duel"), ("td3", "toy/rendezvous"), ("dqn", "toy/masked_duel")],
 }
+MORE = {
+    "sil": [],
+    "reflection": [
+        f"memory.reflection.{key}"
+        for key in ("least=1", "kappa=0.3", "hidden=[16]", "batches=2", "batch_size=16", "upper=0.6", "lower=0.4")
+    ],
+    "coarse_fine": ["memory.coarse_fine.hidden=[16]", "memory.coarse_fine.batches=4"],
+}
+"""Options that make a memory small; None of them: those of a store of rows."""
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -174,8 +185,7 @@ def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, t
         host = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
         options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
-        if memory != "sil":
-            options += [f"memory.{memory}.min_rows=16", f"memory.{memory}.payloads=shuffled"]
+        options += MORE.get(memory, [f"memory.{memory}.min_rows=16", f"memory.{memory}.payloads=shuffled"])
         straight, halved = (tmp_path / f"{algorithm}_{scope}_{name}" for name in ("straight", "halved"))
         train_here(straight, *options)
         train_here(halved, *options, "training.stop_at_frames=640")
@@ -183,6 +193,7 @@ def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, t
     fresh.python(RESUME_ALL, *(halved for _, halved in pairs), check=True)
     for straight, halved in pairs:
         assert float(rows(straight)[-1][f"memory/{memory}/rows"]) > 0
+        assert memory != "reflection" or float(rows(straight)[-1]["memory/reflection/used"]) > 0
         assert_same_runs(straight, halved)
 
 

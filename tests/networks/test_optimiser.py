@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from marl_memory.algorithms.optimiser import FlatAdam
+from marl_memory.networks.optimiser import FlatAdam
 
 
 def networks(seed: int = 0) -> tuple[nn.Module, nn.Module]:

@@ -1,0 +1,513 @@
+"""AdaMemento's reflection: memory acts in the policy's place where it is confident that it ends well."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Generator, Tensor
+
+from marl_memory.functional.returns import masked_mean
+from marl_memory.keys import Entries, Entry
+from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
+from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
+from marl_memory.memory.reflecting import Networks, reflection_loss
+from marl_memory.memory.scope import Scope
+from marl_memory.memory.threshold import Threshold
+from marl_memory.memory.trajectories import Finished, Trajectories
+from marl_memory.networks.distributions import Distribution
+from marl_memory.networks.optimiser import FlatAdam
+from marl_memory.spec import TaskSpec
+
+HORIZON = 1000
+"""Steps of an episode that are known at its end where the task declares no limit."""
+
+BINS = 10
+"""Of the confidence's histogram."""
+
+
+class Reflection(MemoryOperator):
+    r"""Learns from successes what to do and from both successes and failures how far to trust it, and then does it.
+
+    Two stores of episodes that ended well and badly (`Outcomes`, `OutcomeStore`).  On the first $P_\omega$ is trained,
+    on half and half of both an ensemble $C_\psi$:
+
+    $$
+    L_P = -\mathbb{E}_{\mathrm{succ}}[\, w \log P_\omega(a|o) \,], \qquad
+    L_C = -\tfrac12 \mathbb{E}_{\mathrm{succ}}[\log C_\psi(o, a)]
+          - \tfrac12 \mathbb{E}_{\mathrm{fail}}[\omega_t \log(1 - C_\psi(o, a))]
+    $$
+
+    w is the softmax of the episodes' returns in units of their deviation, $\omega_t$ the `blame`; both have mean 1 over
+    a batch.  At an observation the confidence is $c = \min_e C_\psi^e(o, \mathrm{mode}\, P_\omega(\cdot|o))$, and
+
+    $$
+    b(\cdot|o) = w\, P_\omega(\cdot|o) + (1 - w)\, \pi_\theta(\cdot|o), \qquad
+    w = \mathrm{strength} \cdot \mathbb{1}[c > \kappa]
+    $$
+
+    is executed: the gate does not look at what the policy chose, so the mixture is exact.  Until there are ``least``
+    successes and one failure, and at κ = 1, it is exactly the host.  In evaluation (``greedy``) memory's mode is taken
+    wherever c > κ, and nothing is drawn.
+
+    P and C read own observations: agents with parameters of their own (scope ``per_agent``), or shared ones and their
+    number (``shared``).  In the scope ``centralized`` the team's joint action is judged in the team's state, in
+    training only, and C learns what that says.  The team's outcome is that of every agent.
+
+    This is our instantiation of the published summary of AdaMemento (Yan et al., arXiv 2410.04498); the paper's own
+    formulas, thresholds and algorithm may differ.
+
+    Args:
+        spec: the task.
+        seed: of initial weights and draws.
+        n_envs, batch_steps: N, and the vector steps between two writes.
+        off_policy: whether the host learns from a replay, and writes come with every collection.
+        scope: see above; None: ``shared``.
+        execution: which form acts, ``per_agent`` or ``shared``; None: the scope's (of ``centralized``, ``shared``).
+        capacity: steps of single agents, half of them for successes, half for failures.
+        episodes: the most episodes in each half.
+        alike: of successes with the same end state, at most so many stay.
+        horizon: steps of an episode that are known at its end, the last; None: the task's time limit, else `HORIZON`.
+        window, upper, lower: see `Outcomes`.
+        least: successes from which on something is learnt.
+        blame_steps: the last steps of a terminated failure that count.
+        blame_decay: $\gamma_f$, how much less the step before counts.
+        balance: the share of successes in a batch, and in $L_C$.
+        hidden: widths of the networks' hidden layers.
+        members: E.
+        lr: Adam's step size.
+        batches, batch_size: gradient steps at the end of every iteration, and team rows of each.
+        kappa, kappa_schedule, kappa_final, kappa_quantile: see `Threshold`.
+        gamma: the host's γ, by which its critic judges what memory did (`metrics`); nothing else depends on it.
+        strength, strength_final: see `MemoryOperator`.
+
+    Raises:
+        ValueError: for a value out of range, a scope that the task does not admit, or ``centralized`` at execution.
+    """
+
+    stage: ClassVar[Stage] = Stage.ACT
+
+    def __init__(
+        self,
+        *,
+        spec: TaskSpec,
+        seed: int = 0,
+        n_envs: int = 1,
+        batch_steps: int = 256,
+        off_policy: bool = False,
+        scope: str | None = None,
+        execution: Literal["per_agent", "shared"] | None = None,
+        capacity: int = 100_000,
+        episodes: int = 200,
+        alike: int = 20,
+        horizon: int | None = None,
+        window: int = 200,
+        upper: float = 0.8,
+        lower: float = 0.2,
+        least: int = 8,
+        blame_steps: int = 20,
+        blame_decay: float = 0.9,
+        balance: float = 0.5,
+        hidden: tuple[int, ...] = (128, 128),
+        members: int = 2,
+        lr: float = 3e-4,
+        batches: int = 64,
+        batch_size: int = 256,
+        kappa: float = 0.7,
+        kappa_schedule: Literal["constant", "linear", "adaptive"] = "constant",
+        kappa_final: float | None = None,
+        kappa_quantile: float = 0.5,
+        gamma: float = 0.99,
+        strength: float = 1.0,
+        strength_final: float | None = None,
+    ) -> None:
+        super().__init__(strength=strength, strength_final=strength_final)
+        check_positive(episodes=episodes, alike=alike, horizon=horizon, least=least, members=members, lr=lr)
+        check_positive(blame_steps=blame_steps, batches=batches, batch_size=batch_size, blame_decay=blame_decay)
+        if not 0 < balance < 1:
+            raise ValueError(f"balance={balance!r} must lie in (0, 1)")
+        if not blame_decay <= 1:
+            raise ValueError(f"blame_decay={blame_decay!r} must lie in (0, 1]")
+        if not least <= min(alike, episodes):
+            raise ValueError(
+                f"least={least} must not exceed alike={alike}, nor episodes={episodes}: where all successes end in one "
+                "state there would never be enough"
+            )
+        self.spec, self.least, self.balance = spec, least, balance
+        self.blame_steps, self.blame_decay = blame_steps, blame_decay
+        self.batches, self.batch_size = batches, batch_size
+        self.writes_on = "collection" if off_policy else "update"
+        self.greedy, self.gamma, self.off_policy = False, gamma, off_policy
+        self._fresh: TensorDictBase | None = None
+        self.register_buffer("judged", torch.zeros(2, dtype=torch.int64), persistent=False)  # 0 after every iteration
+        self.scope = Scope(scope or "shared", spec)
+        rows = capacity // (2 * spec.n_agents)
+        if rows < 1:
+            raise ValueError(f"capacity={capacity} leaves no step of {spec.n_agents} agents in each of the two stores")
+        horizon = min(horizon or spec.max_episode_steps or HORIZON, rows)
+        self.trajectories = Trajectories(
+            spec, n_envs=n_envs, batch_steps=batch_steps, horizon=horizon, state=self.scope.joint
+        )
+        self.outcomes = Outcomes(window=window, upper=upper, lower=lower)
+        self.ends = Ends(spec.state_size)
+        entries = self.trajectories.entries
+        self.successes = OutcomeStore(entries, episodes=episodes, steps=rows, alike=alike)
+        self.failures = OutcomeStore(entries, episodes=episodes, steps=rows, alike=None)
+        self.threshold = Threshold(kappa=kappa, schedule=kappa_schedule, final=kappa_final, quantile=kappa_quantile)
+        self.seed = seed
+        self.form = {
+            "apart": _form(self.scope.name, execution) == "per_agent",
+            "joint": self.scope.joint,
+            "hidden": tuple(hidden),
+            "members": members,
+        }
+        self.networks = Networks(spec, **self.form, seed=seed)
+        self.optimiser = FlatAdam(self.networks, lr=lr)
+        self.generator = Generator().manual_seed(seed)
+        self.register_buffer("ready", torch.zeros(spec.n_agents, dtype=torch.bool))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("said", torch.zeros(2, dtype=torch.bool))
+        self.register_buffer("rejected", torch.zeros((), dtype=torch.int64))
+        k, a, p = spec.keys, spec.n_agents, spec.action_size
+        self.names = ("loc", "scale") if spec.continuous else ("log_probs",)
+        self._entries: Entries = {
+            k.taken: Entry((a,), torch.bool),
+            k.act_weight: Entry((a,)),
+            k.confidence: Entry((a,)),
+            **{k.memory_policy(name): Entry((a, p)) for name in self.names},
+        }
+        self._asks: Entries = {} if off_policy else {k.behaviour_log_prob: Entry((a,))}
+        self.in_keys = [k.observation, k.alive, k.action, *([] if spec.continuous else [k.action_mask])]
+        self.out_keys = [k.action, *self._entries]
+        self.write_keys = [*self.trajectories.write_keys, k.confidence]
+        if off_policy:  # and what the host's critic reads, before and after
+            self.write_keys += [k.taken, k.state, ("next", *k.discount)]
+            self.write_keys += [("next", *key) for key in (k.observation, k.alive, *self.in_keys[3:])]
+
+    ready: Tensor
+    """``[A]`` bool: of this agent successes and failures were learnt."""
+    settled: Tensor
+    """``[]``: vector steps that the scales of observations are of."""
+    judged: Tensor
+    """``[2]``: of memory's actions those that were no worse than the policy by a replay host's critic, and all."""
+    said: Tensor
+    rejected: Tensor
+    """``[]``: episodes that were refused because something in them was not finite."""
+
+    @property
+    def entries(self) -> Entries:
+        """See `MemoryOperator.entries`."""
+        return self._entries
+
+    @property
+    def asks(self) -> Entries:
+        """See `MemoryOperator.asks`."""
+        return self._asks
+
+    @property
+    def payloads(self) -> Payloads | None:
+        """See `MemoryOperator.payloads`."""
+        return Payloads(len(self) * self.spec.n_agents, 2 * self.successes.steps * self.spec.n_agents)
+
+    def __len__(self) -> int:
+        return len(self.successes) + len(self.failures)
+
+    def clear(self) -> None:
+        """Forget everything, what was learnt too."""
+        for part in (self.trajectories, self.outcomes, self.successes, self.failures, self.threshold):
+            part.clear()
+        self.networks.load_state_dict(Networks(self.spec, **self.form, seed=self.seed).state_dict())
+        self.optimiser.adam.state.clear()
+        self.ready.zero_()
+        self.said.zero_()
+
+    def set_progress(self, frames: int, progress: float) -> None:
+        """See `MemoryOperator.set_progress`."""
+        super().set_progress(frames, progress)
+        self.threshold.set_progress(progress)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The generator's state, and the optimiser's slots by parameter name."""
+        slots = self.optimiser.named_state(dict(self.networks.named_parameters()))
+        return {"generator": self.generator.get_state(), "optimiser": slots}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`."""
+        self.generator.set_state(state["generator"])
+        self.optimiser.load_named_state(dict(self.networks.named_parameters()), state["optimiser"])
+
+    # ------------------------------------------------------------------------------------------------------------- act
+
+    @torch.no_grad()
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        """Put memory's action where it is to act, and say where, how probable that was, and by which policy."""
+        k, alive = self.spec.keys, td.get(self.spec.keys.alive)
+        if self.strength == 0 or self.threshold.closed or not bool(self.ready.any()):
+            for key, entry in self._entries.items():
+                put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
+            return td
+        seen = self.networks.seen(td.get(k.observation))
+        policy, mode, logits = self.networks.both(seen, None if self.spec.continuous else td.get(k.action_mask))
+        logit = logits.amin(-1)
+        weight = torch.where((logit > self.threshold.logit) & alive & self.ready, self.strength, 0.0)
+        if self.greedy or self.strength == 1:
+            taken = weight > 0
+        else:
+            taken = torch.rand(weight.shape, generator=self.generator) < weight
+        action = mode if self.greedy else policy.draw(self.generator)
+        where = taken.unsqueeze(-1) & self.networks.vectors.valid if self.spec.continuous else taken
+        return self._tell(
+            td,
+            torch.where(where, action, td.get(k.action)),
+            {"taken": taken, "weight": weight, "confidence": logit.sigmoid()},
+            policy.parameters,
+        )
+
+    def _tell(
+        self, td: TensorDictBase, action: Tensor, numbers: dict[str, Tensor], parameters: dict[str, Tensor]
+    ) -> TensorDictBase:
+        """Set the action and what stands under ``act``: at once where nothing is to be put into room that was made."""
+        k = self.spec.keys
+        if td.is_locked:
+            put(td, k.action, action)
+            for name, value in numbers.items():
+                put(td, ("act", name), value)
+            for name, value in parameters.items():
+                put(td, k.memory_policy(name), value)
+            return td
+        td.get(k.group).set(k.action[-1], action)
+        policy = TensorDict._new_unsafe(source=dict(parameters), batch_size=td.batch_size)
+        return td.set("act", TensorDict._new_unsafe(source={**numbers, "policy": policy}, batch_size=td.batch_size))
+
+    # --------------------------------------------------------------------------------------------------------- remember
+
+    @torch.no_grad()
+    def write(self, td: TensorDictBase) -> None:
+        """Take in steps ``[T, N]``, and remember the episodes that ended well or badly."""
+        k = self.spec.keys
+        self.threshold.take(td.get(k.confidence)[td.get(k.alive) & self.ready])
+        if self.off_policy and bool((done := td.get(k.taken).any(-1)).any()):
+            self._fresh = td[done]
+        ended = self.trajectories.write(td)
+        if ended is None:
+            return
+        finite = ended.returns.isfinite()
+        self.rejected += (~finite).sum()
+        if not bool(finite.any()):
+            return
+        ended = ended[finite]
+        success, failure = self.outcomes.judge(ended)
+        if bool(success.any()):
+            won = ended[success]
+            self._offer(self.successes, won, won.kept, won.returns)
+        if bool(failure.any()):
+            lost = ended[failure]
+            count = torch.where(lost.terminated, lost.kept.clamp(max=self.blame_steps), lost.kept)
+            # A random score is a reservoir: whoever ever came has the same chance to be among the best.
+            score = torch.rand(len(count), generator=self.generator, dtype=torch.float64).to(count.device)
+            self._offer(self.failures, lost, count, score)
+
+    def _offer(self, store: OutcomeStore, episodes: Finished, count: Tensor, score: Tensor) -> None:
+        """Offer the last ``count`` ``[E]`` steps of ``episodes``, but not of those in which something is not finite."""
+        rows, which, follow = self.trajectories.steps(episodes, count)
+        wrong = torch.zeros_like(which, dtype=torch.bool)
+        for name in self.trajectories.entries:
+            x: Tensor = rows.get(name)
+            if x.is_floating_point():
+                wrong |= ~x.flatten(1).isfinite().all(1)
+        finite = torch.bincount(which[wrong], minlength=len(count)) == 0
+        self.rejected += (~finite).sum()
+        if not bool(finite.any()):
+            return
+        weight = torch.ones(len(which), dtype=torch.float64, device=which.device)
+        if store is self.failures:
+            weight = blame(follow, episodes.length[which], episodes.terminated[which], decay=self.blame_decay)
+        number, kept = finite.cumsum(0) - 1, finite[which]
+        store.offer(
+            Taken(
+                score=score[finite],
+                length=episodes.length[finite],
+                ends=self.ends(episodes.left[finite]),
+                rows=rows[kept],
+                episode=number[which[kept]],
+                weight=weight[kept],
+            )
+        )
+
+    @torch.no_grad()
+    def refresh(self, bootstrap: Bootstrap) -> None:
+        r"""On hosts with a replay, judge what memory just did: $r + \gamma\, d\, V(s') \ge V(s)$, by their critic."""
+        rows, self._fresh = self._fresh, None
+        if rows is None:
+            return
+        k, after = self.spec.keys, rows.get("next")
+        ahead = rows.get(("next", *k.discount)).squeeze(-1) * bootstrap(after).amin(-1)
+        gain = rows.get(("next", *k.reward)).squeeze(-1) + self.gamma * ahead - bootstrap(rows).amin(-1)
+        right = (gain >= 0)[rows.get(k.taken)]
+        self.judged += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
+
+    def cut_episodes(self) -> None:
+        """See `MemoryOperator.cut_episodes`."""
+        self.trajectories.drop_running()
+
+    # ------------------------------------------------------------------------------------------------------------ learn
+
+    def learn(self) -> dict[str, Tensor]:
+        """Train P, and C where there is a failure, on ``batches`` batches."""
+        self._settle()
+        self.judged.zero_()
+        if int(self.successes.held.sum()) < self.least:
+            return {}
+        reports: list[dict[str, Tensor]] = []
+        for succeeded, failed in self._batches():
+            terms = self._losses(succeeded, failed)
+            self.optimiser.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            self.optimiser.gather()
+            self.optimiser.step()
+            reports.append({name: term.detach() for name, term in terms.items()})
+        self.optimiser.zero_grad()
+        there = [self._lived(store) for store in (self.successes, self.failures)]
+        self.ready.copy_(there[0] & there[1])
+        return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+
+    def _settle(self) -> None:
+        """Scale observations by those of the steps since the last time."""
+        new = int(self.trajectories.taken - self.settled)
+        if new == 0:
+            return
+        observation, alive = self.trajectories.latest(new)
+        self.networks.observed.update(observation, alive)
+        if self.networks.stated is not None:
+            state = self.trajectories.latest_states(new)
+            self.networks.stated.update(state.unsqueeze(-2), alive.any(-1, keepdim=True))
+        self.networks.settle()
+        self.settled.copy_(self.trajectories.taken)
+
+    def _lived(self, store: OutcomeStore) -> Tensor:
+        """``[A]``: whether its networks learnt a step of the agent: with shared parameters, of anybody."""
+        lived = (store.get_buffer("alive") & (store.owner >= 0).unsqueeze(-1)).any(0)
+        return lived if self.networks.apart else lived.any().expand_as(lived)
+
+    def _batches(self) -> Any:
+        """Pairs of ``balance`` and 1 − ``balance`` of ``batch_size`` rows; None where there is no failure."""
+        won = max(round(self.balance * self.batch_size), 1)
+        lost = max(self.batch_size - won, 1)
+        shares = self._shares()
+        succeeded = self.successes.draw((self.batches, won), self.generator)
+        failed = self.failures.draw((self.batches, lost), self.generator) if len(self.failures) > 0 else None
+        for i in range(self.batches):
+            rows = self.successes.rows(succeeded[i])
+            rows.set("share", shares[self.successes.owner[succeeded[i]]])
+            yield rows, None if failed is None else self.failures.rows(failed[i])
+
+    def _shares(self) -> Tensor:
+        """``[episodes]``: softmax of the returns of the successes held, in units of their deviation."""
+        held = self.successes.held
+        score = self.successes.score
+        deviation = score[held].std(correction=0).clamp(min=1e-8)
+        return ((score - score[held].max()) / deviation).masked_fill(~held, -math.inf).softmax(0).float()
+
+    def _losses(self, succeeded: TensorDictBase, failed: TensorDictBase | None) -> dict[str, Tensor]:
+        """L_P, and where there is a failure L_C; of a joint judge also what the others learn from it."""
+        policy, logits = self._read(succeeded)
+        share = _mean_1(succeeded.get("share")).unsqueeze(-1)
+        density = self.networks.log_density(policy, succeeded.get("action"))
+        losses = {"loss/prediction": -masked_mean(share * density, succeeded.get("alive"))}
+        if failed is None:
+            return losses
+        halves = (
+            self._judge(succeeded, logits, 1.0, self.balance),
+            self._judge(failed, self._read(failed)[1], 0.0, 1 - self.balance),
+        )
+        return losses | {f"loss/{name}": halves[0][name] + halves[1][name] for name in halves[0]}
+
+    def _read(self, rows: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """P at ``rows`` ``[R]``, and the logits of C ``[R, A, E]`` for what was done there."""
+        seen = self.networks.seen(rows.get("observation"))
+        policy, _, logits = self.networks.both(seen, rows.get("action_mask", None), rows.get("action"))
+        return policy, logits
+
+    def _judge(self, rows: TensorDictBase, logits: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
+        """One half of L_C, times ``part``: of rows that all ended well (``outcome`` 1) or badly (0)."""
+        net, alive = self.networks, rows.get("alive")
+        weight = part * _mean_1(rows.get("weight")).unsqueeze(-1)
+        if net.team is None:
+            loss = reflection_loss(logits, torch.full(alive.shape, outcome), weight)
+            return {"reflection": masked_mean(loss, alive)}
+        team = net.team_confidence(rows.get("state"), rows.get("action"), alive)
+        joint = reflection_loss(team, torch.full(team.shape[:-1], outcome), weight)
+        told = reflection_loss(logits, team.detach().sigmoid().expand_as(logits), weight)
+        return {"reflection": joint.mean(), "distillation": masked_mean(told, alive)}
+
+    # --------------------------------------------------------------------------------------------------------- tell
+
+    def remarks(self) -> list[str]:
+        """See `MemoryOperator.remarks`: that a task never fails, or never succeeds, once."""
+        seen, succeeded, failed = self.outcomes.seen.tolist()
+        found = []
+        for i, (name, count) in enumerate((("succeeded", succeeded), ("failed", failed))):
+            if seen >= self.outcomes.window and count == 0 and not bool(self.said[i]):
+                self.said[i] = True
+                found.append(
+                    f"none of the first {seen} episodes of {self.spec.name} {name}: until one does, memory does not "
+                    "act, and the host goes on alone"
+                )
+        return found
+
+    def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
+        """How much memory did, how confident it was, how often that was right by the critic, and what it holds."""
+        k, alive = self.spec.keys, td.get(self.spec.keys.alive)
+        taken, confidence = td.get(k.taken) & alive, td.get(k.confidence)[alive & self.ready]
+        living, none = alive.sum().clamp(min=1), len(confidence) == 0
+        counts = torch.histc(confidence, BINS, 0.0, 1.0) / max(len(confidence), 1)
+        held = [store.held.sum().float() for store in (self.successes, self.failures)]
+        found = {
+            "rows": torch.tensor(float(len(self))),
+            "bytes": torch.tensor(float(self.bytes)),
+            "strength": torch.tensor(self.strength),
+            "used": taken.sum().float(),
+            "share": taken.sum() / living,
+            "effective_strength": torch.where(alive, td.get(k.act_weight), 0.0).sum() / living,
+            "kappa": torch.tensor(self.threshold.value),
+            "confidence": confidence.sum() if none else confidence.mean(),
+            **{f"confidence_{i}": count for i, count in enumerate(counts)},
+            "successes": held[0],
+            "failures": held[1],
+            "success_steps": torch.tensor(float(len(self.successes))),
+            "failure_steps": torch.tensor(float(len(self.failures))),
+            "imbalance": (held[0] - held[1]) / (held[0] + held[1]).clamp(min=1),
+            "rejected": self.rejected.float(),
+        }
+        target = td.get(k.value_target, None)
+        if target is not None and bool(taken.any()):
+            found["included"] = ((target - td.get(k.value))[..., 0] >= 0)[taken].float().mean()
+        if int(self.judged[1]) > 0:
+            found["included"] = self.judged[0] / self.judged[1]
+        return found
+
+
+def _form(scope: str, execution: str | None) -> str:
+    """Which form acts: ``per_agent`` or ``shared``.
+
+    Raises:
+        ValueError: for ``centralized``, or one that the scope is not.
+    """
+    own = "shared" if scope == "centralized" else scope
+    if execution == "centralized":
+        raise ValueError(
+            "execution='centralized': at execution agents see their own observations only; choose 'per_agent' or "
+            "'shared', into which scope=centralized distils what it learns of the team"
+        )
+    if execution not in (None, "per_agent", "shared"):
+        raise ValueError(f"execution={execution!r} must be 'per_agent', 'shared' or None")
+    if scope != "centralized" and execution not in (None, scope):
+        raise ValueError(f"execution={execution!r} is another than scope={scope!r}: leave it out, or set it to that")
+    return execution or own
+
+
+def _mean_1(weight: Tensor) -> Tensor:
+    """``weight`` ``[R]`` scaled to a mean of 1."""
+    return weight / weight.mean().clamp(min=1e-12)

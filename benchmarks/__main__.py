@@ -39,6 +39,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         neighbours,
         off_policy,
         reflection,
+        returns,
         spread,
         startup,
         transport,
@@ -55,6 +56,7 @@ def groups() -> dict[str, list[Callable[[int], Iterator[Row]]]]:
         "memory": [memory.gradient_field, memory.barycenter_region, memory.barycenter_region_smax],
         "adamemento": [adamemento.iterations],
         "reflection": [reflection.acting, reflection.sizes],
+        "returns": [returns.scan, returns.refresh, returns.td3],
         "end_to_end": [end_to_end.smax, end_to_end.peak_memory, spread.rows, half_cheetah.rows, cartpole.rows],
         "startup": [startup.imports],
     }

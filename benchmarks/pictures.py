@@ -21,6 +21,7 @@ from benchmarks.measure import seconds
 from benchmarks.neighbours import states
 from benchmarks.tabular import DOWN, RIGHT, column, reflected, walked
 from marl_memory.functional.neighbours import nearest, recall
+from marl_memory.functional.returns import max_backpropagation, n_step_returns, twin_backpropagation
 from marl_memory.functional.transport import gaussian_barycenter
 from marl_memory.memory.gradient_field import GradientField
 from marl_memory.memory.index import Lists
@@ -193,6 +194,58 @@ def on_map(axes: Any, rules: Any, values: np.ndarray) -> Any:
     return axes.imshow(picture, vmin=0, vmax=1, cmap="RdYlBu")
 
 
+def episodic_return(file: Path) -> None:
+    """Targets along a stored trajectory, and the bias of four estimators where critics are noisy."""
+    gamma, steps = 0.95, 40
+    reward, cut = torch.zeros(steps), torch.zeros(steps, dtype=torch.bool)
+    reward[-1], cut[-1] = 1.0, True
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    for estimate, color, at in ((one_step, PAST, (1, 10, 30)), (twin_backpropagation, BOTH, (1,))):
+        q = torch.zeros(steps, 2)
+        for sweep in range(1, max(at) + 1):
+            after = torch.cat([q[1:], torch.zeros(1, 2)])
+            q = estimate(reward, after, (~cut).float(), cut, gamma=gamma)
+            if sweep in at:
+                name = "one-step targets" if estimate is one_step else "returns"
+                times = f"{sweep} refresh" + "es" * (sweep > 1)
+                alpha = 1.0 if estimate is not one_step else 0.4 + 0.6 * sweep / max(at)
+                axes.plot(q[:, 0], color=color, alpha=alpha, label=f"{name}, {times}")
+    axes.set(xlabel="step of the trajectory", ylabel="target")
+    axes.legend(frameon=False, fontsize=7)
+    biases = noise_biases()
+    bars.barh(list(biases), list(biases.values()), color=[PAST, BOTH, NOW, NOW])
+    bars.axvline(0, color=INK, linewidth=0.8)
+    bars.invert_yaxis()
+    bars.tick_params(labelsize=7)
+    bars.set(xlabel="target − truth")
+    figure.savefig(file)
+    print("episodic_return", {name: round(bias, 2) for name, bias in biases.items()})
+
+
+one_step = partial(n_step_returns, n=1)
+
+
+def noise_biases() -> dict[str, float]:
+    """The mean target of the first of 100 steps, where values are 0 and critics say noise of deviation 1."""
+    draws, gamma = 20_000, 0.99
+    reward, cut = torch.zeros(100, draws), torch.zeros(100, draws, dtype=torch.bool)
+    cut[-1] = True
+    noise = torch.randn(100, draws, 4, generator=torch.Generator().manual_seed(0))
+    twins, pairs = noise[..., :2], noise.unflatten(-1, (2, 2)).amin(-1)
+    rest = {"discount": (~cut).float(), "cut": cut, "gamma": gamma}
+    floored = [
+        torch.maximum(twin_backpropagation(reward, b, **rest), one_step(reward, b, **rest)) for b in (twins, pairs)
+    ]
+    found = {
+        "single maximum": max_backpropagation(reward, twins, **rest),
+        "twins": twin_backpropagation(reward, twins, **rest),
+        "twins, floor": floored[0],
+        "pairs, floor": floored[1],
+    }
+    return {name: float(x[0].mean()) for name, x in found.items()}
+
+
 def shortest(call: Callable[[], object]) -> float:
     """Seconds of the fastest of 15 calls."""
     return min(seconds(call) for _ in range(15))
@@ -207,3 +260,4 @@ if __name__ == "__main__":
     cliff(folder / "reflection_cliff.svg")
     if len(sys.argv) > 2:  # runs of benchmarks.tabular
         four_rooms(folder / "reflection_four_rooms.svg", Path(sys.argv[2]))
+    episodic_return(folder / "episodic_return.svg")

@@ -101,7 +101,15 @@ class Learner:
 
     # ---- an update
 
-    def update(self, rows: Batch, *, target_noise: Tensor | None = None, u: Tensor | None = None) -> None:
+    def update(
+        self,
+        rows: Batch,
+        *,
+        target_noise: Tensor | None = None,
+        u: Tensor | None = None,
+        targets: Tensor | None = None,
+        under_weight: float = 1.0,
+    ) -> None:
         """One update on B rows.
 
         ``rows``: observation ``[B, A, F]``, state ``[B, S]``, mask, alive (may be left out), the same one step later
@@ -111,6 +119,8 @@ class Learner:
             rows: see above.
             target_noise: ``[B, A, P]``: TD3's, standard normal (discrete: uniform).
             u: ``[B, A, P]`` uniform, for the actors' samples (discrete).
+            targets: ``[B, A, C]``, what the critics learn instead of their own targets.
+            under_weight: of squared errors where a value lies under its target.
         """
         s, agents = self.settings, range(len(self.actors))
         taken = list(rows["action"].unbind(1))
@@ -123,7 +133,9 @@ class Learner:
         for i in agents:
             target = rows["reward"][:, i] + s.gamma * rows["discount"][:, i] * after[i][:, 0]
             value = self.values(self.critics[i], rows, taken, i)
-            loss = self.living((value - target.unsqueeze(-1)) ** 2, rows, i).mean(0).sum()
+            error = value - (target.unsqueeze(-1) if targets is None else targets[:, i])
+            square = error**2 if under_weight == 1 else torch.where(error < 0, under_weight, 1.0) * error**2
+            loss = self.living(square, rows, i).mean(0).sum()
             self.critic_adams[i].zero_grad()
             loss.backward()
             self.critic_adams[i].step()

@@ -106,7 +106,7 @@ def _read_task(name: str) -> dict[str, Any]:
     """A task's config with what it shares with its family, as `marl_memory.training.tasks.load_task` reads it."""
     config = _read(CONFIGS / "env" / f"{name}.yaml")
     for shared in config.pop("defaults", []):
-        if shared.endswith("@_here_"):
+        if isinstance(shared, str) and shared.endswith("@_here_"):
             config = _read_task(shared.removesuffix("@_here_")) | config
     return config
 

@@ -109,6 +109,24 @@ def _train_config(config: Any) -> None:
     as_job(lambda: _train_one(config))
 
 
+@contextmanager
+def _experiment_of_another_algorithm() -> Iterator[None]:
+    """Say so where a key does not fit the algorithm because an experiment made for another one sets it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    try:
+        yield
+    except ValueError as error:
+        hydra = HydraConfig.get()
+        experiment = hydra.runtime.choices.get("experiment")
+        named = [word for word in hydra.overrides.task if word.startswith("algorithm=")]
+        if experiment and named and str(error).startswith("algorithm.") and "is unknown" in str(error):
+            raise ValueError(
+                f"{error}. experiment={experiment} is made for another algorithm: leave {named[-1]} out"
+            ) from error
+        raise
+
+
 def _train_one(config: Any) -> None:
     from omegaconf import OmegaConf
 
@@ -123,7 +141,8 @@ def _train_one(config: Any) -> None:
         if not isinstance(folder, str) or not folder:
             raise ValueError(f"run_folder={folder!r} must name a folder")
         folder = own_folder(folder)
-        trainer = start(resolved, folder)
+        with _experiment_of_another_algorithm():
+            trainer = start(resolved, folder)
         try:
             _finish(trainer, folder)
         finally:

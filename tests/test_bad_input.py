@@ -152,6 +152,7 @@ REGION = ["algorithm=mappo", "memory=[mnemo_region]"]
 SIL = ["algorithm=mappo", "memory=[sil]"]
 RETURNS = ["algorithm=maddpg", "memory=[return_memory]"]
 NOVELTY = ["algorithm=mappo", "memory=[adamemento]"]
+GEM = ["algorithm=maddpg", "memory=[gem]"]
 MEMORY = [
     (
         ["algorithm=mappo", "memory=[mnemo_gradient]"],
@@ -198,6 +199,29 @@ MEMORY = [
     ([*SIL, "+memory.sil.n_envs=3"], "memory.sil.n_envs=3 is set by the run itself: leave it out"),
     ([*SIL, "memory.sil.priority=2"], "priority=2 must lie in [0, 1]"),
     ([*SIL, "memory.sil.capacity=0"], "capacity=0 must be positive"),
+    ([*GEM, "memory.gem.max_rollout=0"], "max_rollout=0 must be at least 1, or null"),
+    ([*GEM, "memory.gem.under_weight=0"], "under_weight=0 must lie in (0, 1]"),
+    ([*GEM, "memory.gem.under_weight=1.5"], "under_weight=1.5 must lie in (0, 1]"),
+    (
+        [*GEM, "scope=shared"],
+        "scope='shared' is not what the host's critic reads, which is 'centralized', and returns are made of",
+    ),
+    ([*GEM, "memory.gem.estimator=min"], "estimator='min' must be one of twin, max, lambda"),
+    ([*GEM, "memory.gem.coefficient=1"], "coefficient=1 has no effect on a host with a replay: leave it null"),
+    ([*GEM, "algorithm.critics=3"], "algorithm.critics=3 must be 1 or 2"),
+    ([*GEM, "+memory.gem.n_critics=2"], "memory.gem.n_critics=2 is set by the run itself: leave it out"),
+    (
+        ["algorithm=mappo", "memory=[gem]", "memory.gem.under_weight=0.5"],
+        "under_weight=0.5 has no effect on a host without a replay: leave it null",
+    ),
+    (
+        ["experiment=gem_paper", "algorithm=mappo"],
+        "algorithm.actor_lr=0.0003 is unknown, nothing reads it",
+    ),
+    (
+        ["experiment=gem_official", "algorithm=mappo"],
+        "experiment=gem_official is made for another algorithm: leave algorithm=mappo out",
+    ),
     (
         [*RETURNS, "+memory.return_memory.off_policy=true"],
         "memory.return_memory.off_policy=True is set by the run itself",

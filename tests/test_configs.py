@@ -28,6 +28,8 @@ HANDED_OVER = {
     "n_envs",
     "batch_steps",
     "off_policy",
+    "n_critics",
+    "reach",
     "feature_size",
     "generator",
     "banks",
@@ -35,6 +37,7 @@ HANDED_OVER = {
     "out_features",
     "output_gain",
     "picture",
+    "again",
 }
 
 

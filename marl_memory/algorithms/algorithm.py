@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from marl_memory.algorithms.exploration import EpsilonGreedy, Explorer
@@ -58,6 +58,8 @@ class Algorithm(nn.Module, ABC):
     """
 
     spec: TaskSpec
+    gamma: float
+    """The discount factor of its returns."""
     actor: Policy
     stages: ClassVar[frozenset[str]]
     """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
@@ -93,8 +95,27 @@ class Algorithm(nn.Module, ABC):
         """Drop what is carried over of running episodes: the environments are about to be reset."""
 
     @abstractmethod
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``; nothing is drawn."""
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
+        """Values ``[*B, A, C]`` in units of ``learn_reward``, of the states in ``td``.
+
+        Nothing is drawn, but from a ``generator`` that is lent: a learner that randomises its targets' actions does so
+        with it.
+        """
+
+    @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """What critics expect of greedy play from the states in ``td``: discounted returns ``[*B, A]``, in the units of
+        the environment's reward.  The mean over critics; nothing is drawn.
+        """
+        return self.bootstrap_values(td).mean(-1)
+
+    @property
+    def reach(self) -> str:
+        """What its critic reads of a team: ``centralized``, else whether agents share it or have one each."""
+        critic: Any = self.critic
+        if critic.centralised:
+            return "centralized"
+        return "shared" if critic.banks < self.spec.n_agents else "per_agent"
 
 
 class OnPolicyAlgorithm(Algorithm):

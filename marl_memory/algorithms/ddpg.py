@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Generator, Tensor
 
 from marl_memory.algorithms.algorithm import ReplaySettings
 from marl_memory.algorithms.deterministic import DeterministicHost
@@ -39,6 +39,7 @@ class DDPG(DeterministicHost):
         spec: the task.
         network: maker of network bodies (`MLP` with its architecture chosen).
         seed: the run's seed; every generator here is derived from it.
+        critics: 1, or 2 for a memory that needs twins; each learns from its own target, the actor follows the first.
         centralised_critic: critics read the global state and all actions (MADDPG) instead of the own ones.
         share_actor, share_critic: agents share parameters.
         agent_indicator: agents that share a network are told apart by their number, one-hot.
@@ -64,6 +65,7 @@ class DDPG(DeterministicHost):
         spec: TaskSpec,
         network: Body,
         seed: int,
+        critics: int = 1,
         centralised_critic: bool = False,
         share_actor: bool = False,
         share_critic: bool = False,
@@ -86,11 +88,13 @@ class DDPG(DeterministicHost):
         noise_final: float | None = None,
         ou_theta: float = 0.15,
     ) -> None:
+        if critics not in (1, 2):
+            raise ValueError(f"algorithm.critics={critics!r} must be 1 or 2")
         super().__init__(
             spec,
             network,
             seed,
-            critics=1,
+            critics=critics,
             centralised_critic=centralised_critic,
             share_actor=share_actor,
             share_critic=share_critic,
@@ -122,13 +126,13 @@ class DDPG(DeterministicHost):
         return True
 
     @torch.no_grad()
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """$Q'$ ``[*B, A, 1]`` at the target actors' choice."""
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
+        """$Q'$ ``[*B, A, C]`` at the target actors' choice."""
         output = self.target_actor.output(td)
         vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
         return self.target_critic(td, vectors)
 
     @torch.no_grad()
     def compute_targets(self, rows: TensorDictBase) -> None:
-        """Write $y$ ``[B, A, 1]``."""
+        """Write $y$ ``[B, A, C]``."""
         self.write_targets(rows, self.bootstrap_values(rows.get("next")))

@@ -51,6 +51,8 @@ class DeterministicHost(OffPolicyAlgorithm):
         agent_indicator: whether agents that share a network are told apart by their number, one-hot.
         actor_gradient: ``own``: agent i follows its own critic through its own action, the others' actions are those
             of the replay (Lowe et al. 2017, eq. 6); ``joint``: all critics, through all present choices.
+        actor_uses: g is the gradient of the ``first`` of an agent's C critics, or of their ``mean``.
+        action_twice: see `ActionValueCritic`.
         gamma: discount factor γ.
         tau: share of the present networks in the targets after each `update_targets`.
         actor_lr, critic_lr: Adam's step sizes.
@@ -80,6 +82,8 @@ class DeterministicHost(OffPolicyAlgorithm):
         share_critic: bool,
         agent_indicator: bool,
         actor_gradient: Literal["own", "joint"],
+        actor_uses: Literal["first", "mean"] = "first",
+        action_twice: bool = False,
         gamma: float,
         tau: float,
         actor_lr: float,
@@ -97,13 +101,15 @@ class DeterministicHost(OffPolicyAlgorithm):
         check_positive(actor_lr=actor_lr, critic_lr=critic_lr, max_grad_norm=max_grad_norm, temperature=temperature)
         if actor_gradient not in ("own", "joint"):
             raise ValueError(f"algorithm.actor_gradient={actor_gradient!r} must be 'own' or 'joint'")
+        if actor_uses not in ("first", "mean"):
+            raise ValueError(f"algorithm.actor_uses={actor_uses!r} must be 'first' or 'mean'")
         only_continuous(spec, noise=noise, noise_final=noise_final)
         if spec.continuous and temperature is not None:
             raise ValueError(f"algorithm.temperature={temperature} has no effect on continuous actions: leave it null")
         check_indicator(spec, agent_indicator, shared=share_actor or (share_critic and not centralised_critic))
         self.spec, self.keys, self.replay = spec, spec.keys, replay
         self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
-        self.actor_gradient = actor_gradient
+        self.actor_gradient, self.followed = actor_gradient, slice(0, 1 if actor_uses == "first" else critics)
 
         def init(name: str) -> Generator:
             return Generator().manual_seed(derive_seed(seed, name, "init"))
@@ -124,6 +130,7 @@ class DeterministicHost(OffPolicyAlgorithm):
             critics=critics,
             init_generator=init("critic"),
             agent_indicator=agent_indicator,
+            action_twice=action_twice,
         )
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
@@ -166,6 +173,13 @@ class DeterministicHost(OffPolicyAlgorithm):
         after = [("next", key) if isinstance(key, str) else ("next", *key) for key in (*inputs, k.reward, k.discount)]
         return [*inputs, k.action, *after]
 
+    @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """See `Algorithm.estimate`: Q of the present actors' choice, by the present critics."""
+        output = self.actor.output(td)
+        vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
+        return self.critic(td, vectors).mean(-1)
+
     # --------------------------------------------------------------------------------------------- steps of an update
 
     def update_critic(self, rows: TensorDictBase) -> dict[str, Tensor]:
@@ -178,7 +192,7 @@ class DeterministicHost(OffPolicyAlgorithm):
 
     def compute_action_gradient(self, rows: TensorDictBase) -> None:
         """Write $g_i$ at a present choice of the actors (discrete: a straight-through sample)."""
-        k, first = self.keys, slice(0, 1)
+        k = self.keys
         features = rows.get(k.features, None)
         hidden = {} if features is None else {"hidden": features}
         self._chosen, output = self.actor.relaxed(rows, self.generator, **hidden)
@@ -187,10 +201,11 @@ class DeterministicHost(OffPolicyAlgorithm):
         chosen = self._chosen.detach().requires_grad_()
         if self.actor_gradient == "own" and self.critic.centralised:
             others = self.actor.vectors.encode(rows.get(k.action))
-            value = self.critic.of_own_actions(rows, chosen, others, critics=first)
+            value = self.critic.of_own_actions(rows, chosen, others, critics=self.followed)
         else:
-            value = self.critic(rows, chosen, critics=first)
-        (gradient,) = torch.autograd.grad(value.sum(), chosen)  # of the choice only: the critic's own is not computed
+            value = self.critic(rows, chosen, critics=self.followed)
+        # Of the choice only: the critics' own is not computed.
+        (gradient,) = torch.autograd.grad(value.mean(-1).sum(), chosen)
         rows.get(k.action_gradient).copy_(gradient)
 
     def update_actor(self, rows: TensorDictBase) -> dict[str, Tensor]:

@@ -163,6 +163,11 @@ class DQN(OffPolicyAlgorithm):
         return {self.keys.td_error}
 
     @property
+    def reach(self) -> str:
+        """See `Algorithm.reach`."""
+        return "shared" if self.actor.input.banks < self.spec.n_agents else "per_agent"
+
+    @property
     def replay_keys(self) -> list[NestedKey]:
         """Observation, who lives and the action; one step later what can be chosen there, reward and discount."""
         k = self.keys
@@ -178,12 +183,17 @@ class DQN(OffPolicyAlgorithm):
     # --------------------------------------------------------------------------------------------- steps of an update
 
     @torch.no_grad()
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
         """$Q'_c(o, a^*)$ ``[*B, A, C]``, see above."""
         values = self.target.values(td)
         if not self.double_q:
             return self.target.masked(td, values).amax(-2)
         return taken(values, self.actor.choose(td))
+
+    @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """See `Algorithm.estimate`: Q of the greedy action, by the present networks."""
+        return taken(self.actor.values(td), self.actor.choose(td)).mean(-1)
 
     @torch.no_grad()
     def compute_targets(self, rows: TensorDictBase) -> None:

@@ -246,9 +246,15 @@ class PPO(OnPolicyAlgorithm):
         batch.get(k.advantage).copy_(advantage)
         return {"value/explained_variance": explained.item(), "value/mean": value.squeeze(-1)[alive].mean().item()}
 
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
         """V ``[*B, A, 1]`` in units of ``learn_reward``."""
         return self._denormalise(self.critic(td))
+
+    @torch.no_grad()
+    def estimate(self, td: TensorDictBase) -> Tensor:
+        """V ``[*B, A]``, of the policy that samples, in the units of the environment's reward."""
+        value = self.bootstrap_values(td).mean(-1)
+        return value if self.return_moments is None else value * self.return_moments.std.squeeze(-1).to(value.dtype)
 
     def _next_values(self, batch: TensorDictBase, value: Tensor) -> Tensor:
         """V(s_{t+1}) ``[T, N, A, 1]``: the next row's value; of the true last state where the next row is not it."""

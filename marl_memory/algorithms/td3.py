@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Generator, Tensor
 
 from marl_memory.algorithms.algorithm import ReplaySettings
 from marl_memory.algorithms.deterministic import DeterministicHost, only_continuous
@@ -34,17 +34,20 @@ class TD3(DeterministicHost):
     y_i = r_i + \gamma\, d_i\, \min_c Q'_{c,i}(s', \tilde a'_1, \dots, \tilde a'_A)
     $$
 
-    in units where an agent's bounds are ±1; both critics learn from y, the actor follows the first one, and actor and
+    in units where an agent's bounds are ±1; all critics learn from y, the actor follows the first one, and actor and
     targets move once in ``policy_delay`` updates.  Discrete actions: ã' is a Gumbel sample of the target policy.
 
     Args:
         spec: the task.
         network: maker of network bodies (`MLP` with its architecture chosen).
         seed: the run's seed; every generator here is derived from it.
+        critics: C, at least 2.
         centralised_critic: critics read the global state and all actions (MATD3) instead of the own ones.
         share_actor, share_critic: agents share parameters.
         agent_indicator: agents that share a network are told apart by their number, one-hot.
         actor_gradient: ``own`` (Lowe et al., eq. 6) or ``joint``, see `DeterministicHost`.
+        actor_uses: the ``first`` critic, or the ``mean`` of all.
+        action_twice: critics read actions as inputs and, once more, after their first layer.
         gamma: discount factor γ.
         tau: share of the present networks that the targets take over.
         actor_lr, critic_lr: Adam's step sizes.
@@ -55,6 +58,7 @@ class TD3(DeterministicHost):
         target_noise: σ' of the smoothing; None for 0.2 where actions are continuous.
         target_noise_clip: c; None for 0.5 where actions are continuous.
         policy_delay: critic updates for each update of actor and targets.
+        target_every: critic updates for each move of the targets, a multiple of ``policy_delay``; None for that.
 
     Raises:
         ValueError: for a value out of range, or an option that the action space forbids.
@@ -68,11 +72,14 @@ class TD3(DeterministicHost):
         spec: TaskSpec,
         network: Body,
         seed: int,
+        critics: int = 2,
         centralised_critic: bool = False,
         share_actor: bool = False,
         share_critic: bool = False,
         agent_indicator: bool = True,
         actor_gradient: Literal["own", "joint"] = "own",
+        actor_uses: Literal["first", "mean"] = "first",
+        action_twice: bool = False,
         gamma: float = 0.99,
         tau: float = 0.005,
         actor_lr: float = 1e-3,
@@ -92,17 +99,22 @@ class TD3(DeterministicHost):
         target_noise: float | None = None,
         target_noise_clip: float | None = None,
         policy_delay: int = 2,
+        target_every: int | None = None,
     ) -> None:
+        if critics < 2:
+            raise ValueError(f"algorithm.critics={critics!r} must be at least 2: DDPG has one")
         super().__init__(
             spec,
             network,
             seed,
-            critics=2,
+            critics=critics,
             centralised_critic=centralised_critic,
             share_actor=share_actor,
             share_critic=share_critic,
             agent_indicator=agent_indicator,
             actor_gradient=actor_gradient,
+            actor_uses=actor_uses,
+            action_twice=action_twice,
             gamma=gamma,
             tau=tau,
             actor_lr=actor_lr,
@@ -130,7 +142,11 @@ class TD3(DeterministicHost):
             raise ValueError(f"algorithm.policy_delay={policy_delay!r} must be at least 1")
         self.target_noise = 0.2 if target_noise is None else target_noise
         self.target_noise_clip = 0.5 if target_noise_clip is None else target_noise_clip
-        self.policy_delay = policy_delay
+        if target_every is not None and (target_every < 1 or target_every % policy_delay):
+            raise ValueError(
+                f"algorithm.target_every={target_every!r} must be a multiple of algorithm.policy_delay={policy_delay}"
+            )
+        self.policy_delay, self.target_every = policy_delay, target_every or policy_delay
 
     @property
     def actor_is_due(self) -> bool:
@@ -138,23 +154,30 @@ class TD3(DeterministicHost):
         return self.updates % self.policy_delay == 0
 
     @torch.no_grad()
-    def bootstrap_values(self, td: TensorDictBase) -> Tensor:
-        """$Q'_1, Q'_2$ ``[*B, A, 2]`` at the target actors' choice, without smoothing: nothing is drawn."""
+    def bootstrap_values(self, td: TensorDictBase, generator: Generator | None = None) -> Tensor:
+        """$Q'_1, Q'_2, …$ ``[*B, A, C]`` at the target actors' choice, smoothed only by noise from a ``generator``."""
+        if generator is not None:
+            return self.target_critic(td, self._smoothed(td, generator))
         output = self.target_actor.output(td)
         vectors = output if self.spec.continuous else self.actor.vectors.encode(output.argmax(-1))
         return self.target_critic(td, vectors)
 
-    def _smoothed(self, td: TensorDictBase) -> Tensor:
+    def _smoothed(self, td: TensorDictBase, generator: Generator) -> Tensor:
         actor, output = self.target_actor, self.target_actor.output(td)
         if not self.spec.continuous:
-            return straight_through_gumbel(output, uniform(output, self.generator), temperature=actor.temperature)
-        noise = torch.randn(output.shape, generator=self.generator, dtype=output.dtype).mul_(self.target_noise)
+            return straight_through_gumbel(output, uniform(output, generator), temperature=actor.temperature)
+        noise = torch.randn(output.shape, generator=generator, dtype=output.dtype).mul_(self.target_noise)
         noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
         return actor.vectors.without_padding(noise.add_(output).clamp_(-1, 1))
 
+    def update_targets(self) -> None:
+        """See `DeterministicHost.update_targets`; once in ``target_every`` updates."""
+        if self.updates % self.target_every == 0:
+            super().update_targets()
+
     @torch.no_grad()
     def compute_targets(self, rows: TensorDictBase) -> None:
-        """Write $y$ ``[B, A, 2]``, the same for both critics."""
+        """Write $y$ ``[B, A, C]``, the same for all critics."""
         after = rows.get("next")
-        twins = self.target_critic(after, self._smoothed(after))
+        twins = self.bootstrap_values(after, self.generator)
         self.write_targets(rows, twins.amin(-1, keepdim=True))

@@ -145,3 +145,188 @@ def team_value(value: Tensor, alive: Tensor) -> Tensor:
     count = living.sum(-2, keepdim=True)
     mean = torch.where(living, value, 0.0).sum(-2, keepdim=True) / count.clamp(min=1)
     return torch.where(living | (count == 0), value, mean)
+
+
+# ------------------------------------------------------------------- the best of several rollouts, and their references
+
+
+def twin_backpropagation(
+    reward: Tensor, bootstrap: Tensor, discount: Tensor, cut: Tensor, *, gamma: float, max_rollout: int | None = None
+) -> Tensor:
+    r"""Returns of the best rollout, which one twin chooses and the other one values (twin back-propagation).
+
+    With h rewards before the value of a state is taken, $V^{(i)}_{t,1} = r_t + \gamma d_t Q^{(i)}_t$ and
+    $V^{(i)}_{t,h} = r_t + \gamma V^{(i)}_{t+1,h-1}$ as far as the episode goes:
+
+    $$
+    h^*_{(i)} = \arg\max_h V^{(i)}_{t,h}, \qquad R^{(1)}_t = V^{(2)}_{t, h^*_{(1)}}, \qquad
+    R^{(2)}_t = V^{(1)}_{t, h^*_{(2)}}
+    $$
+
+    of equal values the shorter rollout counts.  The best h at t is 1, or one more than the best at t + 1; so this is
+    one backward scan over $o_t = \max_h V^{(i)}_{t,h}$ and what the other twin says of that h, linear in T.  A reward
+    that is not finite reaches the earlier rows of its own episode, and no other.
+
+    Args:
+        reward: ``[T, *B]``.
+        bootstrap: ``[T, *B, 2]``, Q of the twins in the state that really followed; not read where ``discount`` is 0.
+        discount: ``[T, *B]``, d: 0 at a termination, else 1.
+        cut: ``[T, *B]`` bool, whether the episode ended at row t (terminated or truncated); it also does at the last.
+        gamma: discount factor γ in [0, 1].
+        max_rollout: the largest h; None: there is none.  With one, this takes a pass over all rows for each h.
+
+    Returns:
+        ``[T, *B, 2]``: $R^{(1)}$ and $R^{(2)}$.
+
+    Raises:
+        ValueError: for a ``max_rollout`` below 1.
+
+    Reference: Hu et al. 2021, "Generalizable Episodic Memory for Deep Reinforcement Learning" (arXiv 2103.06469),
+    equations 4 and 5; the linear scan is ours.
+    """
+    return _best_rollout(reward, bootstrap, bootstrap.flip(-1), discount, cut, gamma, max_rollout)
+
+
+def max_backpropagation(
+    reward: Tensor, bootstrap: Tensor, discount: Tensor, cut: Tensor, *, gamma: float, max_rollout: int | None = None
+) -> Tensor:
+    r"""Returns of the best rollout by a single estimator, $R_t = r_t + \gamma d_t \max(R_{t+1}, Q_t)$.
+
+    It overestimates where estimates are noisy.
+
+    Args:
+        reward, discount, cut, gamma, max_rollout: see `twin_backpropagation`.
+        bootstrap: ``[T, *B, C]``, C estimators, each for itself.
+
+    Returns:
+        ``[T, *B, C]``.
+
+    Raises:
+        ValueError: for a ``max_rollout`` below 1.
+
+    Reference: Hu et al. 2021 (arXiv 2103.06469), equation 2.
+    """
+    return _best_rollout(reward, bootstrap, bootstrap, discount, cut, gamma, max_rollout)
+
+
+def lambda_returns(
+    reward: Tensor, bootstrap: Tensor, discount: Tensor, cut: Tensor, *, gamma: float, lam: float
+) -> Tensor:
+    r"""λ-returns $R_t = r_t + \gamma d_t \big((1 - \lambda) Q_t + \lambda R_{t+1}\big)$, with $R_{t+1} = Q_t$ at a cut.
+
+    Args:
+        reward, bootstrap, discount, cut, gamma: see `max_backpropagation`.
+        lam: λ in [0, 1]; 0 takes one reward, 1 all of them.
+
+    Returns:
+        ``[T, *B, C]``.
+    """
+    one_step = _one_step(reward, bootstrap, discount, gamma)
+    decay = torch.full_like(reward, gamma * lam).masked_fill_(_stops(discount, cut), 0.0).unsqueeze(-1)
+    decay[-1:] = 0.0
+    returns = torch.addcmul(one_step, decay, bootstrap, value=-1.0)
+    returns = torch.where(decay == 0, one_step, returns)
+    rows, decays, stops = returns.unbind(0), decay.unbind(0), (decay == 0).unbind(0)
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addcmul_(decays[t], rows[t + 1].masked_fill(stops[t], 0.0))
+    return returns
+
+
+def n_step_returns(reward: Tensor, bootstrap: Tensor, discount: Tensor, cut: Tensor, *, gamma: float, n: int) -> Tensor:
+    r"""$V_{t,h}$ of `twin_backpropagation` with h = n, or fewer where the episode ends before.
+
+    Args:
+        reward, bootstrap, discount, cut, gamma: see `max_backpropagation`.
+        n: rewards, at least 1.
+
+    Returns:
+        ``[T, *B, C]``.
+    """
+    value = _one_step(reward, bootstrap, discount, gamma)
+    stop, one_step = _stops(discount, cut).unsqueeze(-1), value
+    for _ in range(1, n):
+        longer = torch.add(reward[:-1].unsqueeze(-1), value[1:], alpha=gamma)
+        value = torch.cat([torch.where(stop[:-1], one_step[:-1], longer), one_step[-1:]])
+    return value
+
+
+def _best_rollout(
+    reward: Tensor,
+    own: Tensor,
+    other: Tensor,
+    discount: Tensor,
+    cut: Tensor,
+    gamma: float,
+    max_rollout: int | None,
+) -> Tensor:
+    """What ``other`` ``[T, *B, C]`` says of the rollout that is best by ``own`` ``[T, *B, C]``."""
+    if max_rollout is not None and max_rollout < 1:
+        raise ValueError(f"max_rollout={max_rollout!r} must be at least 1, or null")
+    ended, stop = (discount == 0).unsqueeze(-1), _stops(discount, cut).unsqueeze(-1)
+    # [T, 2, *B, C]: own values, and the other's of the same rollouts
+    both = torch.stack([own, other], 1).masked_fill(ended.unsqueeze(1), 0.0)
+    if max_rollout is not None:
+        return _within(reward, both, stop, gamma, max_rollout)
+    reward = reward.unsqueeze(1).unsqueeze(-1)
+    found = torch.empty_like(both)
+    rewards, ahead, stops, out = reward.unbind(0), both.unbind(0), stop.unbind(0), found.unbind(0)
+    last = len(out) - 1
+    torch.add(rewards[last], ahead[last], alpha=gamma, out=out[last])
+    for t in range(last - 1, -1, -1):
+        bootstraps = (ahead[t][0] >= out[t + 1][0]).logical_or_(stops[t])
+        best = torch.where(bootstraps, ahead[t], out[t + 1])
+        torch.add(rewards[t], best, alpha=gamma, out=out[t])
+    return found[:, 1]
+
+
+def _within(reward: Tensor, both: Tensor, stop: Tensor, gamma: float, most: int) -> Tensor:
+    """The best of rollouts of at most so many rewards: one pass over all t for each length."""
+    reward, stop = reward.unsqueeze(1).unsqueeze(-1), stop.unsqueeze(1)
+    value = torch.add(reward, both, alpha=gamma)  # V of h rewards
+    best, reaches = value, torch.ones_like(stop)
+    for _ in range(1, min(most, len(reward))):
+        # V_{t,h} = r_t + γ V_{t+1,h−1}, where row t + 1 is of the same episode and has a rollout so long
+        value = torch.add(reward[: len(value) - 1], value[1:], alpha=gamma)
+        reaches = reaches[1:] & ~stop[: len(value)]
+        longer = (value[:, :1] > best[: len(value), :1]) & reaches
+        best = torch.cat([torch.where(longer, value, best[: len(value)]), best[len(value) :]])
+    return best[:, 1]
+
+
+def _one_step(reward: Tensor, bootstrap: Tensor, discount: Tensor, gamma: float) -> Tensor:
+    """``[T, *B, C]``."""
+    ended = (discount == 0).unsqueeze(-1)
+    return torch.add(reward.unsqueeze(-1), bootstrap.masked_fill(ended, 0.0), alpha=gamma)
+
+
+def _stops(discount: Tensor, cut: Tensor) -> Tensor:
+    """``[T, *B]``: nothing of row t + 1 belongs to row t."""
+    return cut | (discount == 0)
+
+
+def columns_of(ends: Tensor) -> tuple[Tensor, Tensor]:
+    """How to lay the trajectories of N environments side by side, so that a backward scan is short and wide.
+
+    An environment's rows are cut behind ends of episodes only, into columns of at most twice the longest episode.
+
+    Args:
+        ends: ``[T, N]`` bool, where an episode ends; the last row ends one in any case.
+
+    Returns:
+        ``index`` ``[H, M]``, places in the rows flattened as ``[T × N]``, in order of time; below its end a column
+        repeats its last row; and ``valid`` ``[H, M]`` bool, False for these repetitions.
+    """
+    steps, n_envs = ends.shape
+    closed = ends.T.contiguous()  # [N, T]: an environment after the other
+    closed[:, -1] = True
+    last = closed.flatten().nonzero().squeeze(-1)
+    longest = int(torch.diff(last, prepend=last.new_tensor([-1])).max())
+    marks = torch.arange(longest - 1, closed.numel() + longest - 1, longest, device=ends.device)
+    chosen = torch.zeros_like(last, dtype=torch.bool)
+    chosen[torch.searchsorted(last, marks.clamp(max=closed.numel() - 1))] = True
+    stop = last[chosen] + 1
+    start = torch.cat([stop.new_zeros(1), stop[:-1]])
+    place = torch.arange(int((stop - start).max()), device=ends.device).unsqueeze(1) + start
+    valid = place < stop
+    place = torch.minimum(place, stop - 1)
+    return (place % steps) * n_envs + place // steps, valid

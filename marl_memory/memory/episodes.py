@@ -72,7 +72,7 @@ class RunningEpisodes(nn.Module):
         kept: dict[Any, Entry] = {
             **inputs,
             k.action: Entry((a, p)) if spec.continuous else Entry((a,), torch.int64),
-            **{_after(key): entry for key, entry in inputs.items()},
+            **{after(key): entry for key, entry in inputs.items()},
             self.reward_key: Entry((a, 1)),
             ("next", *k.discount): Entry((a, 1)),
             ("next", k.done): Entry((1,), torch.bool),
@@ -129,7 +129,7 @@ class RunningEpisodes(nn.Module):
         slots = steps % self.steps
         self.dropped += self.open[slots].sum()
         for key, name in self.names.items():
-            x = self._cleaned(key, td)
+            x = clean(key, td, self.spec, self.valid, self.action_valid)
             getattr(self, name)[slots] = x.reshape(-1, n, *x.shape[td.ndim :])
         numbers: Tensor | None = td.get(self.spec.keys.row, None)
         if numbers is None:
@@ -137,23 +137,6 @@ class RunningEpisodes(nn.Module):
         self.row[slots] = numbers.reshape(-1, n)
         self.open[slots] = True
         self.taken += rows // n
-
-    def _cleaned(self, key: Any, td: TensorDictBase) -> Tensor:
-        """An entry of ``td``, 0 in padding and where the dead leave whatever they leave."""
-        k, x = self.spec.keys, td.get(key)
-        alive = td.get(_after(k.alive) if key[0] == "next" else k.alive)
-        if key in (k.observation, _after(k.observation)):
-            return torch.where(alive.unsqueeze(-1) & self.valid, x, 0)
-        if key in (k.state, _after(k.state)):  # a state that is all observations has padding and the dead in it
-            own = self.spec.own_state
-            return torch.where(
-                alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & self.valid).flatten(-2), x, 0
-            )
-        if key == k.action:
-            return torch.where(alive.unsqueeze(-1) & self.action_valid if self.spec.continuous else alive, x, 0)
-        if key == ("next", *k.reward) and (limit := self.spec.clip_rewards) is not None:
-            return x.clamp(-limit, limit)  # as learners read them
-        return x
 
     # -------------------------------------------------------------------------------------------------------- steps out
 
@@ -189,7 +172,7 @@ class RunningEpisodes(nn.Module):
         tails = torch.zeros(*over.shape, self.spec.n_agents, 1, device=over.device)
         step, env = (over & self._of(("next", k.truncated)).squeeze(-1)[order]).nonzero(as_tuple=True)
         if len(step) > 0:
-            left = self._rows((order[step], env), {key: _after(key) for key in self.inputs})
+            left = self._rows((order[step], env), {key: after(key) for key in self.inputs})
             value = bootstrap(left).amin(-1, keepdim=True)
             tails[step, env] = team_value(value, left.get(k.alive)) if self.spec.common_reward else value
         return tails
@@ -207,6 +190,29 @@ class RunningEpisodes(nn.Module):
             getattr(self, name)[steps] = 0
 
 
-def _after(key: Any) -> Any:
+def after(key: Any) -> Any:
     """The key at t + 1."""
     return ("next", key) if isinstance(key, str) else ("next", *key)
+
+
+def clean(key: Any, td: TensorDictBase, spec: TaskSpec, valid: Tensor, action_valid: Tensor) -> Tensor:
+    """An entry of ``td``, 0 in padding and where the dead leave whatever they leave.
+
+    Args:
+        key: of the entry.
+        td: ``[*B]``.
+        spec: the task.
+        valid, action_valid: ``[A, F]`` and ``[A, P]`` bool, its `TaskSpec.observation_valid` and `action_valid`.
+    """
+    k, x = spec.keys, td.get(key)
+    alive = td.get(after(k.alive) if key[0] == "next" else k.alive)
+    if key in (k.observation, after(k.observation)):
+        return torch.where(alive.unsqueeze(-1) & valid, x, 0)
+    if key in (k.state, after(k.state)):  # a state that is all observations has padding and the dead in it
+        there = alive.any(-1, keepdim=True) if spec.own_state else (alive.unsqueeze(-1) & valid).flatten(-2)
+        return torch.where(there, x, 0)
+    if key == k.action:
+        return torch.where(alive.unsqueeze(-1) & action_valid if spec.continuous else alive, x, 0)
+    if key == ("next", *k.reward) and (limit := spec.clip_rewards) is not None:
+        return x.clamp(-limit, limit)  # as learners read them
+    return x

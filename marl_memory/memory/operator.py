@@ -6,17 +6,46 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase  # pyright: ignore[reportMissingTypeStubs]
-from torch import Tensor
+from torch import Generator, Tensor
 
 from marl_memory.keys import Entries, Keys
 
-Bootstrap = Callable[[TensorDictBase], Tensor]
-"""What an algorithm lends: values ``[*B, A, C]`` of the states in a TensorDict ``[*B]``; units: the rewards'."""
+
+class Bootstrap(Protocol):
+    """What an algorithm lends: values ``[*B, A, C]`` of the states in a TensorDict ``[*B]``; units: the rewards'."""
+
+    def __call__(self, td: TensorDictBase, generator: Generator | None = None, /) -> Tensor:
+        """Nothing is drawn, unless a generator is lent in return: then TD3 smooths its targets' actions with it."""
+        ...
+
+
+class Steps(Protocol):
+    """The vector steps of N environments that a replay holds, numbered since the run began: lent, not to be kept."""
+
+    n_envs: int
+
+    @property
+    def written(self) -> int:
+        """The number after the newest step's."""
+        ...
+
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest step."""
+        ...
+
+    def block(self, first: int, last: int) -> TensorDictBase:
+        """Steps ``first`` to ``last`` − 1 as rows ``[S, N]``, with the ``learn_reward`` that the host learns from."""
+        ...
+
+    def ends_between(self, first: int, last: int) -> Tensor:
+        """``[S, N]`` bool: no episode goes on from the row to the next one of its environment."""
+        ...
 
 
 class Stage(Enum):
@@ -125,12 +154,18 @@ class MemoryOperator(TensorDictModuleBase):
         """
         return {}
 
+    def sweep(self, bootstrap: Bootstrap, steps: Steps) -> None:
+        """As `refresh`, and called after it on hosts with a replay, whose rows are lent too."""
+        return
+
     def cut_episodes(self) -> None:
         """The environments were reset: no episode goes on."""
         return
 
     def remarks(self) -> list[str]:
-        """What the user should know by now and was not told yet; asked for and logged at every iteration's end."""
+        """What the user should know by now and was not told yet: asked for before a run begins, and at the end of every
+        iteration.
+        """
         return []
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
@@ -237,11 +272,13 @@ class Memory:
                 with self.timed():
                     operator.write(td)
 
-    def refresh(self, bootstrap: Bootstrap) -> None:
-        """See `MemoryOperator.refresh`."""
+    def refresh(self, bootstrap: Bootstrap, steps: Steps | None = None) -> None:
+        """See `MemoryOperator.refresh` and, where there is a replay, `MemoryOperator.sweep`."""
         for operator in self.operators.values():
             with self.timed():
                 operator.refresh(bootstrap)
+                if steps is not None:
+                    operator.sweep(bootstrap, steps)
 
     def learn(self) -> dict[str, float]:
         """See `MemoryOperator.learn`; as ``memory/NAME/…``."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from marl_memory.memory.trajectories import picture_of
 from marl_memory.networks.actor import AgentInput, Body
+from marl_memory.networks.cnn import CNN
 from marl_memory.networks.deterministic import ActionVector
 from marl_memory.networks.distributions import Box, Distribution, MaskedCategorical, TanhNormal
 from marl_memory.networks.mlp import MLP
@@ -26,8 +25,8 @@ LIMIT = 0.995
 
 def bodies(spec: TaskSpec, hidden: tuple[int, ...]) -> Body:
     """Makes network bodies for what the task's agents observe: vectors, or pictures."""
-    if (picture := picture_of(spec)) is not None:
-        return partial(import_module("marl_memory.networks.cnn").CNN, picture=picture, hidden=hidden)
+    if spec.picture is not None:
+        return partial(CNN, picture=spec.picture, hidden=hidden)
     return partial(MLP, hidden=hidden)
 
 
@@ -94,7 +93,7 @@ class Networks(nn.Module):
         super().__init__()
         g, make, p = Generator().manual_seed(seed), bodies(spec, hidden), spec.action_size
         self.members, self.apart = members, apart
-        pictures = picture_of(spec) is not None
+        pictures = spec.picture is not None
         self.observed = Seen(torch.tensor(spec.observation_valid), pictures=pictures)
         self.input = AgentInput(spec, share_parameters=not apart, normalise=False)
         self.vectors = ActionVector(spec)

@@ -41,11 +41,6 @@ class Finished(NamedTuple):
         return Finished(*(None if x is None else x[which] for x in self))  # pyright: ignore[reportArgumentType]
 
 
-def picture_of(spec: TaskSpec) -> tuple[int, int, int] | None:
-    """Channels, height and width of what agents see, where that is a picture, in bytes."""
-    return getattr(spec, "picture", None)
-
-
 class Trajectories(nn.Module):
     """The latest steps of N environments, so that an episode is known as a whole when it ends.
 
@@ -66,7 +61,7 @@ class Trajectories(nn.Module):
         self.spec, self.n_envs, self.batch_steps, self.horizon = spec, n_envs, batch_steps, horizon
         self.size = horizon + batch_steps
         k, a, p = spec.keys, spec.n_agents, spec.action_size
-        seen = None if picture_of(spec) is None else torch.uint8
+        seen = None if spec.picture is None else torch.uint8
         self.entries: dict[str, Entry] = {
             "observation": Entry((a, spec.observation_size), seen),
             "action": Entry((a, p)) if spec.continuous else Entry((a,), torch.int64),

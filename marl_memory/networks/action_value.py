@@ -30,6 +30,7 @@ class ActionValueCritic(nn.Module):
         critics: C.
         init_generator: where initial weights are drawn from.
         agent_indicator: whether agents that share a network of their own observations are told apart.
+        action_twice: whether bodies read the actions once more after their first layer (``again`` of `Body`).
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ActionValueCritic(nn.Module):
         critics: int,
         init_generator: Generator,
         agent_indicator: bool = True,
+        action_twice: bool = False,
     ) -> None:
         super().__init__()
         self.keys, self.n_agents = spec.keys, spec.n_agents
@@ -55,11 +57,14 @@ class ActionValueCritic(nn.Module):
             self.input = AgentInput(spec, share_parameters=share_parameters, normalise=False, indicate=agent_indicator)
             features = self.input.features + spec.action_size
         self.one_head = heads == 1
+        vectors = spec.action_size * (spec.n_agents if centralised else 1)
+        more = {"again": vectors} if action_twice else {}
         self.mine: Tensor
         # [A, A, 1]: whose own action row i of a joint action holds
         self.register_buffer("mine", torch.eye(spec.n_agents, dtype=torch.bool).unsqueeze(-1), persistent=False)
         self.twins = nn.ModuleList(
-            body(features, heads, banks=self.banks, output_gain=1.0, generator=init_generator) for _ in range(critics)
+            body(features, heads, banks=self.banks, output_gain=1.0, generator=init_generator, **more)
+            for _ in range(critics)
         )
 
     def forward(self, td: TensorDictBase, vectors: Tensor, *, critics: slice = slice(None)) -> Tensor:

@@ -19,10 +19,18 @@ class Body(Protocol):
     """Makes a network body: `MLP`, or for pictures `CNN`, its architecture already chosen (``functools.partial``)."""
 
     def __call__(
-        self, in_features: int, out_features: int, *, banks: int, output_gain: float, generator: Generator
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        banks: int,
+        output_gain: float,
+        generator: Generator,
+        again: int = 0,
     ) -> nn.Module:
         """A module ``[*B, in] → [*B, out]`` (one bank) or ``[*B, A, in] → [*B, A, out]`` (A banks).
 
+        The last ``again`` inputs are read by the second layer too; who never asks for it need not offer it.
         For memories that find rows by the host's features it has a ``hidden_size`` H, and its ``forward`` takes
         ``hidden``, see `MLP`.
         """

@@ -102,9 +102,10 @@ class MLP(nn.Module):
             follows is left to the next linear map, which can express it).
         output_gain: orthogonal gain of the last layer.
         generator: where the initial weights are drawn from.
+        again: how many of the last inputs the second layer reads too.
 
     Raises:
-        ValueError: for an unknown activation or an empty layer.
+        ValueError: for an unknown activation, an empty layer, or no layer that could read inputs again.
     """
 
     def __init__(
@@ -118,20 +119,24 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
         layer_norm: bool = False,
+        again: int = 0,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"network.activation={activation!r} must be one of {sorted(ACTIVATIONS)}")
         if min(hidden, default=1) < 1:
             raise ValueError(f"network.hidden={list(hidden)} must hold positive widths")
-        sizes = [in_features, *hidden, out_features]
+        if again and not hidden:
+            raise ValueError("network.hidden=[] has no layer after the first that could read actions once more")
+        inputs = [in_features, *hidden]
+        inputs[1:2] = [width + again for width in inputs[1:2]]
         gains = [nn.init.calculate_gain(activation) if activation in ("relu", "tanh") else math.sqrt(2)] * len(hidden)
         self.layers = nn.ModuleList(
             linear(i, o, banks=banks, gain=gain, generator=generator)
-            for i, o, gain in zip(sizes, sizes[1:], [*gains, output_gain], strict=False)
+            for i, o, gain in zip(inputs, [*hidden, out_features], [*gains, output_gain], strict=True)
         )
-        self.layer_norm = layer_norm
-        self.hidden_size = sizes[-2]
+        self.layer_norm, self.again = layer_norm, again
+        self.hidden_size = inputs[-1]
         """H, what the last layer reads."""
         self.banks = banks
         self.activation = ACTIVATIONS[activation]
@@ -148,9 +153,12 @@ class MLP(nn.Module):
             rows = x.reshape(-1, self.banks, x.shape[-1]).transpose(0, 1)
         else:
             rows = x.reshape(-1, x.shape[-1])  # once: a linear map of more dimensions does it anew in each layer
+        read = rows[..., -self.again :] if self.again else None
         for i, layer in enumerate(self.layers):
             if i > 0:
                 rows = self.activation(rows)
+            if i == 1 and read is not None:
+                rows = torch.cat([rows, read], -1)
             if self.layer_norm:
                 rows = F.layer_norm(rows, rows.shape[-1:])
             if hidden is not None and i == len(self.layers) - 1:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Generator, Tensor
 
 from marl_memory.memory.operator import MemoryOperator, Stage
 from marl_memory.spec import TaskSpec
@@ -159,7 +159,7 @@ def step(operator: MemoryOperator, td: TensorDictBase) -> None:
     operator.learn()
 
 
-def values(td: TensorDictBase) -> Tensor:
+def values(td: TensorDictBase, generator: Generator | None = None) -> Tensor:
     """``[*B, A, 2]``: what an algorithm lends; here of the observations, between −1 and 1."""
     observation = next(x for key, x in td.items(True, True) if path_of(key)[-1] == "observation")
     return observation.mean(-1, keepdim=True).tanh().expand(*observation.shape[:-1], 2)

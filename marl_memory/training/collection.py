@@ -63,6 +63,8 @@ class Episodes:
         success: ``[E]`` bool, or None where the task does not tell.
         measures: by name, ``[E]``: what the task tells beside (see `TaskSpec`).
         dropped: how many more episodes broke off and are not among these; None where the task does not tell.
+        overestimation: ``[E]`` float64, what critics expected at the start minus the discounted return, averaged over
+            agents; None where no critic was asked.
     """
 
     returns: Tensor
@@ -70,6 +72,7 @@ class Episodes:
     success: Tensor | None
     measures: dict[str, Tensor] = field(default_factory=dict)
     dropped: int | None = None
+    overestimation: Tensor | None = None
 
     def without(self, dropped: Tensor) -> Episodes:
         """Those that are not ``dropped`` ``[E]``, and how many were."""
@@ -95,6 +98,8 @@ class Episodes:
         }
         if self.success is not None:
             row[f"{prefix}/success"] = self.success.double().mean().item()
+        if self.overestimation is not None:
+            row[f"{prefix}/overestimation"] = self.overestimation.mean().item()
         return row | {f"{prefix}/{name}": x.double().mean().item() for name, x in self.measures.items()}
 
 

@@ -16,6 +16,7 @@ YLABELS = {
     "train/success": "win rate (sampled)",
     "evaluation/return": "return (greedy)",
     "evaluation/success": "win rate (greedy)",
+    "evaluation/overestimation": "estimated − true return",
 }
 
 
@@ -41,7 +42,10 @@ class Line:
 
 
 def draw_panel(axes: Any, metric: str, lines: Sequence[Line], *, ylabel: str | None = None) -> None:
-    """Draw ``lines`` of one metric over environment steps; a win rate's axis goes from 0 to 1."""
+    """Draw ``lines`` of one metric over environment steps.
+
+    A win rate's axis goes from 0 to 1, an over-estimation has a line at 0.
+    """
     for line in lines:
         style = {"marker": "o", "markersize": 3} if metric.startswith("evaluation/") else {}
         (drawn,) = axes.plot(line.x, line.y, label=line.label, **{**style, **line.style})
@@ -52,6 +56,8 @@ def draw_panel(axes: Any, metric: str, lines: Sequence[Line], *, ylabel: str | N
     axes.grid(alpha=0.3)
     if metric.endswith("/success"):
         axes.set_ylim(-0.02, 1.02)
+    if metric.endswith("/overestimation"):
+        axes.axhline(0.0, color="#555555", linewidth=0.8)
 
 
 def draw(folder: Path) -> Path:

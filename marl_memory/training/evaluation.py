@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
+from marl_memory.algorithms.algorithm import Algorithm
 from marl_memory.networks.policy import Policy
 from marl_memory.training.collection import Episodes, TaskEnv, named_measures
 
@@ -16,7 +18,13 @@ LONGEST = 100_000
 
 @torch.no_grad()
 def evaluate(
-    env: TaskEnv, actor: Policy, *, episodes: int, seed: int, act: Callable[[TensorDictBase], None] | None = None
+    env: TaskEnv,
+    actor: Policy,
+    *,
+    episodes: int,
+    seed: int,
+    act: Callable[[TensorDictBase], None] | None = None,
+    critic: Algorithm | None = None,
 ) -> Episodes:
     """Play exactly ``episodes`` episodes with the policy's modes.
 
@@ -30,6 +38,8 @@ def evaluate(
         episodes: how many, at least 1.
         seed: of the environments.
         act: what memory does to the policy's choice; None: the policy plays alone.
+        critic: whose estimates of the initial states are compared with the discounted returns that follow.  Behind a
+            truncation a return goes on with the estimate of the state it was left in.
 
     Raises:
         ValueError: if an episode outlasts the task's limit, or `LONGEST` where it declares none.
@@ -43,11 +53,14 @@ def evaluate(
     lost = 0
     played, rows = torch.zeros(n, dtype=torch.int64), torch.arange(n)
     limit = env.task_spec.max_episode_steps or LONGEST
+    judge = None if critic is None else Judge(critic, n, most)
     env.set_seed(seed)
     td = env.reset()
     greedy, actor.greedy = actor.greedy, True
     try:
         while (played < quota).any():
+            if judge is not None:
+                judge.begin(td)
             td = actor(td)
             if act is not None:
                 act(td)
@@ -66,6 +79,8 @@ def evaluate(
                 lost, done = lost + int(dropped.sum()), done & ~dropped
                 for column in (returns, lengths):
                     column[rows[dropped], slot[dropped]] = 0
+            if judge is not None:
+                judge.take(step.get("next"), slot, done)
             played += done
             if (lengths[rows, slot] > limit).any():
                 raise ValueError(
@@ -81,4 +96,41 @@ def evaluate(
         None if success is None else success[kept],
         {name: measure[kept] for name, measure in measures.items()},
         lost if env.task_spec.has_dropped else None,
+        None if judge is None else judge.errors[kept],
     )
+
+
+class Judge:
+    r"""What a critic expects at the start of an episode, minus the discounted return that follows.
+
+    Args:
+        critic: whose estimates.
+        n_envs: N.
+        most: episodes of each environment.
+    """
+
+    def __init__(self, critic: Algorithm, n_envs: int, most: int) -> None:
+        self.critic, self.keys = critic, critic.spec.keys
+        shape = (n_envs, critic.spec.n_agents)
+        self.error, self.factor = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+        self.begins = torch.ones(n_envs, dtype=torch.bool)
+        self.errors = torch.zeros(n_envs, most, dtype=torch.float64)
+        """``[N, most]``, of the episodes that ended; means over agents."""
+
+    def begin(self, td: TensorDictBase) -> None:
+        """Estimate the states ``[N]`` in which episodes begin."""
+        if self.begins.any():
+            begins = self.begins.unsqueeze(-1)
+            self.error = torch.where(begins, self.critic.estimate(td).double(), self.error)
+            self.factor = torch.where(begins, 1.0, self.factor)
+
+    def take(self, after: TensorDictBase, slot: Tensor, done: Tensor) -> None:
+        """Take in what followed a step, ``[N]``; episodes that count end where ``done``, as number ``slot``."""
+        k = self.keys
+        self.error -= self.factor * after.get(k.reward).squeeze(-1)
+        self.factor *= self.critic.gamma * after.get(k.discount).squeeze(-1)
+        self.begins = after.get(k.done).squeeze(-1)
+        if (left := done & after.get(k.truncated).squeeze(-1)).any():
+            tail = self.factor * self.critic.estimate(after).double()
+            self.error = torch.where(left.unsqueeze(-1), self.error - tail, self.error)
+        self.errors[done, slot[done]] = self.error[done].mean(-1)

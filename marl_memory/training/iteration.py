@@ -96,6 +96,36 @@ class OnPolicyIteration:
         """The inverse of `state_dict`."""
 
 
+class LentSteps:
+    """The replay's steps as operators are lent them: with the rewards that learning sees (`Steps`).
+
+    Args:
+        replay: whose steps.
+        algorithm, memory: which derive and add to rewards.
+    """
+
+    def __init__(self, replay: ReplayRing, algorithm: OffPolicyAlgorithm, memory: Memory) -> None:
+        self.replay, self.algorithm, self.memory = replay, algorithm, memory
+        self.n_envs, self.ends_between = replay.n_envs, replay.ends_between
+
+    @property
+    def written(self) -> int:
+        """See `Steps`."""
+        return self.replay.written
+
+    @property
+    def oldest(self) -> int:
+        """See `Steps`."""
+        return self.replay.oldest
+
+    def block(self, first: int, last: int) -> TensorDictBase:
+        """See `ReplayRing.block`; then `derive_rewards` and the operators of REWARD."""
+        td = self.replay.block(first, last)
+        self.algorithm.derive_rewards(td)
+        self.memory.act(Stage.REWARD, td)
+        return td
+
+
 class OffPolicyIteration:
     """Collect into a replay and learn from rows drawn from it, in turns of a few vector steps.
 
@@ -153,6 +183,7 @@ class OffPolicyIteration:
             frame_stack=env.task_spec.frame_stack if env.task_spec.picture else None,
             folder=folder if settings.storage == "memmap" else None,
         )
+        self.lent = LentSteps(self.replay, algorithm, memory)
         self.parts: dict[str, str] = {}
         """Files that hold the replay's steps, oldest first, and their checksums."""
         self.saved = 0
@@ -167,7 +198,7 @@ class OffPolicyIteration:
             self.replay.extend(batch)
             losses.append(self.memory.metrics(Stage.ACT, batch))
             self.memory.write("collection", batch)
-            self.memory.refresh(self.algorithm.bootstrap_values)
+            self.memory.refresh(self.algorithm.bootstrap_values, self.lent)
             episodes.append(ended)
             losses += [self.update(self.replay.draw()) for _ in range(self._updates_due())]
         return Report(concatenate(episodes), {"replay/rows": len(self.replay), **self.memory.learn()}, losses)
@@ -213,7 +244,7 @@ class OffPolicyIteration:
             names and checksums of all parts in which the replay lies, oldest first.
         """
         replay = self.replay
-        oldest = max(replay.written - replay.steps, 0)
+        oldest = replay.oldest
         if replay.written > self.saved:
             first = max(self.saved, oldest)
             name = f"steps_{first:012d}_{replay.written:012d}.pt"

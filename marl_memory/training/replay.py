@@ -73,6 +73,11 @@ class ReplayRing:
         return min(self.written, self.steps) * self.n_envs
 
     @property
+    def oldest(self) -> int:
+        """The number of the oldest step held, counted from the run's start."""
+        return max(self.written - self.steps, 0)
+
+    @property
     def bytes(self) -> int:
         """Of the entries, RAM or file."""
         return sum(x.numel() * x.element_size() for x in self.kept) + (self.frames.bytes if self.frames else 0)
@@ -139,6 +144,38 @@ class ReplayRing:
         lap = torch.where(slot <= newest, laps, laps - 1)
         return (lap * self.steps) * self.n_envs + index
 
+    def block(self, first: int, last: int) -> TensorDict:
+        """Steps ``first`` to ``last`` − 1 (counted from the run's start), ``[S, N]``.
+
+        There is room for the learner's entries.  Where steps do not wrap round the ring, entries are the ring's own
+        memory: to be read only.
+        """
+        td = TensorDict(batch_size=(last - first, self.n_envs))
+        for key, kept in zip(self.entries, self.kept, strict=True):
+            td.set(key, self._between(kept, first, last))
+        if self.frames is not None:
+            for key, stacks in self._stacks_between(first, last).items(True, True):
+                td.set(key, stacks)
+        dtype = td.get(("next", *self.keys.reward)).dtype
+        for key, entry in self.learn_entries.items():
+            td.set(key, entry.zeros(tuple(td.batch_size), dtype))
+        return td
+
+    def _stacks_between(self, first: int, last: int) -> TensorDict:
+        """The entries ``[S, N, …]`` that are stacks of pictures, made again."""
+        assert self.frames is not None and self.drawn is not None
+        rows = torch.arange(first * self.n_envs, last * self.n_envs)
+        td = TensorDict(batch_size=rows.shape)
+        for key in self.stacks:
+            one = self.drawn.get(key)
+            td.set(key, one.new_empty(len(rows), *one.shape[1:]))
+        self.frames.draw(rows // self.n_envs, rows % self.n_envs, self.stacks, td)
+        return td.unflatten(0, (last - first, self.n_envs))
+
+    def ends_between(self, first: int, last: int) -> Tensor:
+        """``[S, N]`` bool, the ends of episodes in steps ``first`` to ``last`` − 1."""
+        return self._between(self.ends, first, last)
+
     def in_order(self, key: NestedKey) -> Tensor:
         """One entry ``[T', N, …]`` of all steps held, oldest first (a copy once the ring has wrapped)."""
         return self._in_order(self.kept[self.entries.index(key)], 0)
@@ -149,11 +186,14 @@ class ReplayRing:
 
     def _in_order(self, x: Tensor, since: int) -> Tensor:
         """Steps ``since`` (counted from the run's start) to the last of ``x`` ``[T, N, …]``, oldest first."""
-        oldest = max(self.written - self.steps, since)
-        first, last = oldest % self.steps, (self.written - 1) % self.steps + 1
-        if self.written == oldest:
+        return self._between(x, max(self.oldest, since), self.written)
+
+    def _between(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Steps ``first`` to ``last`` − 1 of ``x`` ``[T, N, …]``."""
+        if first == last:
             return x[:0]
-        return x[first:last] if first < last else torch.cat([x[first:], x[:last]])
+        begin, end = first % self.steps, (last - 1) % self.steps + 1
+        return x[begin:end] if begin < end else torch.cat([x[begin:], x[:end]])
 
     def _allocate(self, examples: Mapping[NestedKey, Tensor]) -> None:
         self.kept = [
@@ -188,7 +228,7 @@ class ReplayRing:
 
     def part(self, since: int) -> bytes:
         """The steps from number ``since`` on (those still held), as bytes that `load_state_dict` reads."""
-        oldest = max(self.written - self.steps, since)
+        oldest = max(self.oldest, since)
         entries = [self._in_order(kept, since).clone() for kept in self.kept]
         part: dict[str, Any] = {"first": oldest, "entries": entries}
         if self.frames is not None:
@@ -208,7 +248,7 @@ class ReplayRing:
             ValueError: if the parts do not cover these steps.
         """
         self.written = state["written"]
-        covered = oldest = max(self.written - self.steps, 0)
+        covered = oldest = self.oldest
         for part in parts:
             first, entries = part["first"], part["entries"]
             end = min(first + len(entries[0]), self.written)

@@ -88,9 +88,10 @@ BUILT = {
 }
 """Parameters of a section's target that the run hands over."""
 
-BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "feature_size")
+BUILT_FOR_MEMORY = ("spec", "seed", "n_envs", "batch_steps", "off_policy", "feature_size", "n_critics", "reach")
 """Parameters of operators that the run hands over to those that take them: the task, a seed, N and the vector steps of
-the batches they are written from, whether the host learns Q(s, a) from a replay, and the width of its features."""
+the batches they are written from, whether the host learns Q(s, a) from a replay, the width of its features, how many
+critics it has and what they read (`Algorithm.reach`)."""
 
 MAY_CHANGE = (
     "logger.",
@@ -171,20 +172,12 @@ def algorithms_for(kind: str) -> list[str]:
 
 
 def make_memory(
-    nodes: Mapping[str, Any],
-    spec: TaskSpec,
-    seed: int,
-    *,
-    stages: Collection[str],
-    n_envs: int,
-    batch_steps: int,
-    off_policy: bool,
-    feature_size: int | None,
+    nodes: Mapping[str, Any], spec: TaskSpec, seed: int, host: Mapping[str, Any], stages: Collection[str]
 ) -> Memory:
     """The operators of ``config["memory"]``, each handed the task, a seed derived from the run's and its name, and
-    what else of `BUILT_FOR_MEMORY` it takes; without companions of other stages than the host's ``stages``.
+    what else of `BUILT_FOR_MEMORY` it takes from ``host``; without companions of other stages than the host's
+    ``stages``.
     """
-    host = {"n_envs": n_envs, "batch_steps": batch_steps, "off_policy": off_policy, "feature_size": feature_size}
 
     def operator(name: str, node: Mapping[str, Any]) -> Any:
         takes = inspect.signature(locate(f"memory.{name}", node)).parameters
@@ -231,17 +224,15 @@ def make_learner(config: Mapping[str, Any], spec: TaskSpec) -> tuple[Algorithm, 
     """
     algorithm, training = make_algorithm(config, spec), config["training"]
     replay = algorithm.replay if isinstance(algorithm, OffPolicyAlgorithm) else None
-    memory = make_memory(
-        config.get("memory") or {},
-        spec,
-        config["seed"],
-        stages=algorithm.stages,
-        n_envs=training["n_envs"],
-        batch_steps=training["steps"] if replay is None else replay.train_every,
-        off_policy=replay is not None,
-        feature_size=getattr(getattr(algorithm.actor, "body", None), "hidden_size", None),
-    )
-    return algorithm, memory
+    host = {
+        "n_envs": training["n_envs"],
+        "batch_steps": training["steps"] if replay is None else replay.train_every,
+        "off_policy": replay is not None,
+        "feature_size": getattr(getattr(algorithm.actor, "body", None), "hidden_size", None),
+        "n_critics": algorithm.learn_entries[spec.keys.value_target].shape[-1],
+        "reach": algorithm.reach,
+    }
+    return algorithm, make_memory(config.get("memory") or {}, spec, config["seed"], host, algorithm.stages)
 
 
 def make_trainer(config: Mapping[str, Any], folder: Path) -> Trainer:

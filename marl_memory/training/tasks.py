@@ -30,7 +30,8 @@ def load_task(folder: Path, name: str) -> Any:
     from omegaconf import OmegaConf
 
     config: Any = OmegaConf.load(folder / f"{name}.yaml")
-    shared = [other.removesuffix("@_here_") for other in config.pop("defaults", []) if other.endswith("@_here_")]
+    listed = [other for other in config.pop("defaults", []) if isinstance(other, str)]  # others are of other groups
+    shared = [other.removesuffix("@_here_") for other in listed if other.endswith("@_here_")]
     return OmegaConf.merge(*(load_task(folder, other) for other in shared), config)
 
 

@@ -231,7 +231,8 @@ class Trainer:
             "seed": derive_seed(self.seed, "evaluation"),
         }
         with self.clock.section("evaluate"):
-            row = evaluate(self.evaluation_env, self.algorithm.actor, **how).metrics("evaluation")
+            evaluated = evaluate(self.evaluation_env, self.algorithm.actor, **how, critic=self.algorithm)
+            row = evaluated.metrics("evaluation")
             if self.memory.acts:
                 with self.memory.greedily() as act:
                     together = evaluate(self.evaluation_env, self.algorithm.actor, **how, act=act)
@@ -263,11 +264,13 @@ class Trainer:
         """What the user should know before a long run begins."""
         env, every = self.collector.env, self.schedule.checkpoint_every_frames
         least = 20 * (env.task_spec.max_episode_steps or 0) * env.n_envs
+        remarks = self.memory.remarks()
         if env.resumable or every >= min(least, self.schedule.total_frames):
-            return []
+            return remarks
         return [
+            *remarks,
             f"training.checkpoint_every_frames={every:,}: the environments of {env.task_spec.name} cannot be saved and "
-            f"are reset there; from {least:,} on, 20 full episodes would lie between"
+            f"are reset there; from {least:,} on, 20 full episodes would lie between",
         ]
 
     def _begin_episodes(self) -> None:

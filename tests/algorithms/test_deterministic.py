@@ -305,7 +305,10 @@ def test_td3_waits_with_the_actor_and_smooths_the_target() -> None:
         moved.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
     assert moved == [False, False, True] * 2
     rows = draw(host, 0, torch.float32)["next"]
-    plain_choice, smoothed = host.target_actor.output(rows), torch.stack([host._smoothed(rows) for _ in range(200)])
+    plain_choice, smoothed = (
+        host.target_actor.output(rows),
+        torch.stack([host._smoothed(rows, host.generator) for _ in range(200)]),
+    )
     assert smoothed.abs().max() <= 1
     inner = (plain_choice.abs() < 0.4).unsqueeze(0).expand_as(smoothed)
     shift = (smoothed - plain_choice)[inner]
@@ -348,7 +351,65 @@ def test_unequal_agents_that_share_a_network_must_be_told_apart(shared: str) -> 
         DDPG(spec=unequal, network=BODY, seed=0, **options)
 
 
+def test_a_second_critic_of_ddpg_learns_from_its_own_target_and_moves_no_actor() -> None:
+    one, two = (DDPG(spec=task(), network=BODY, seed=0, critics=critics, **SMALL) for critics in (1, 2))
+    for step in range(5):
+        first, second = (draw(host, step, torch.float32) for host in (one, two))
+        update(one, first), update(two, second)
+        assert torch.equal(first[K.value_target], second[K.value_target][..., :1])
+        assert not torch.equal(second[K.value_target][..., 0], second[K.value_target][..., 1])
+    for a, b in zip(one.actor.parameters(), two.actor.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_actor_may_follow_the_mean_of_all_critics() -> None:
+    host = TD3(spec=task(1), network=BODY, seed=0, critics=4, actor_uses="mean", **SMALL).double()
+    rows = draw(host, 0)
+    assert rows[K.value_target].shape[-1] == 4
+    host.compute_action_gradient(rows)
+    chosen = host.actor.output(rows).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(host.critic(rows, chosen).mean(-1).sum(), chosen)
+    torch.testing.assert_close(rows[K.action_gradient], expected)
+
+
+def test_targets_move_when_they_are_due() -> None:
+    host = TD3(spec=task(1), network=BODY, seed=0, target_every=4, tau=0.5, **SMALL)
+    moved = []
+    for step in range(8):
+        before = next(host.target_critic.parameters()).clone()
+        update(host, draw(host, step, torch.float32))
+        moved.append(not torch.equal(before, next(host.target_critic.parameters())))
+    assert moved == [False, False, False, True] * 2
+
+
+@pytest.mark.parametrize("centralised", [True, False])
+def test_critics_may_read_the_actions_twice(centralised: bool) -> None:
+    """With the first layer blind to actions, they are seen all the same; without the second reading they are not."""
+    for twice in (True, False):
+        host = TD3(
+            spec=task(), network=BODY, seed=0, centralised_critic=centralised, action_twice=twice, **SMALL
+        ).double()
+        rows = draw(host, 0)
+        vectors = host.actor.vectors.encode(rows[K.action])
+        seen = vectors.shape[-1] * (3 if centralised else 1)
+        for twin in host.critic.twins:
+            twin.layers[0].weight.data[:, -seen:] = 0.0  # [G, in, out]
+        values = host.critic(rows, vectors), host.critic(rows, -vectors)
+        assert torch.equal(*values) == (not twice)
+
+
 def test_options_of_td3_are_named() -> None:
+    for options, message in (
+        ({"critics": 1}, "algorithm.critics=1 must be at least 2"),
+        ({"target_every": 3}, "algorithm.target_every=3 must be a multiple of algorithm.policy_delay=2"),
+        ({"actor_uses": "q2"}, "algorithm.actor_uses='q2' must be 'first' or 'mean'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TD3(spec=task(), network=BODY, seed=0, **SMALL, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="algorithm.critics=3 must be 1 or 2"):
+        DDPG(spec=task(), network=BODY, seed=0, critics=3, **SMALL)
+    with pytest.raises(ValueError, match="network.hidden=.* has no layer after the first"):
+        TD3(spec=task(), network=partial(MLP, hidden=()), seed=0, action_twice=True, **SMALL)
     with pytest.raises(ValueError, match="algorithm.target_noise=0.1 has no effect on discrete actions"):
         TD3(spec=task(continuous=False), network=BODY, seed=0, target_noise=0.1, **SMALL)
     with pytest.raises(ValueError, match="algorithm.policy_delay=0 must be at least 1"):

@@ -71,7 +71,12 @@ def build(name: str, n_envs: int = 3, seed: int = 0):
     return vector_env(**load(name), n_envs=n_envs, seed=seed)
 
 
-every = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+LONG = ("box2d/car_racing",)
+"""Tasks of some 10 ms a step."""
+
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in (*NAMES, *VARIANTS)]
+)
 
 
 @every

@@ -190,6 +190,47 @@ def test_rows_are_found_by_what_the_hosts_actor_sees(algorithm: str, memory: lis
     assert all(torch.equal(p, idle[key]) for key, p in host.items())
 
 
+GEM = ["memory=[gem]", "memory.gem.refresh_every=40", "memory.gem.capacity=300"]
+GEM_HOSTS = [
+    pytest.param(*("td3", "toy/rendezvous", "per_agent", []), marks=pytest.mark.slow),
+    ("matd3", "toy/rendezvous", "centralized", ["env.kwargs={unequal: true}"]),
+    pytest.param(*("itd3", "toy/rendezvous", "shared", ["memory.gem.estimator=max"]), marks=pytest.mark.slow),
+    pytest.param(*("ddpg", "toy/rendezvous", "per_agent", []), marks=pytest.mark.slow),
+    pytest.param(*("ddpg", "toy/masked_duel", "per_agent", ["algorithm.critics=2"]), marks=pytest.mark.slow),
+    ("maddpg", "toy/masked_duel", "centralized", ["memory.gem.max_rollout=3"]),
+    pytest.param(
+        *("maddpg", "toy/rendezvous", "centralized", ["algorithm.critics=2", "memory.gem.estimator=lambda"]),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(*("dqn", "toy/masked_duel", "per_agent", []), marks=pytest.mark.slow),
+    ("idqn", "toy/masked_duel", "shared", ["algorithm.critics=2", "algorithm.target_every=8"]),
+    pytest.param(*("ppo", "toy/rendezvous", "per_agent", []), marks=pytest.mark.slow),
+    pytest.param(
+        *("ippo", "toy/rendezvous", "shared", ["memory.gem.coefficient=1e-6", "memory.gem.value_coefficient=1"]),
+        marks=pytest.mark.slow,
+    ),
+    ("mappo", "toy/masked_duel", "centralized", ["algorithm.normalise_observations=true"]),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "env", "reach", "more"), GEM_HOSTS, ids=lambda x: str(x))
+def test_returns_of_the_replay_are_learnt_and_not_at_strength_0(
+    algorithm: str, env: str, reach: str, more: list[str], tmp_path: Path
+) -> None:
+    options = [f"env={env}", f"algorithm={algorithm}", *SMALL, *(OFF_POLICY if algorithm in OFF else ON_POLICY)]
+    host, _ = run(tmp_path / "host", *options, *(key for key in more if not key.startswith("memory")))
+    mine, rows = run(tmp_path / "run", *options, *GEM, *more, f"scope={reach}")
+    for frames in ("256", "512"):
+        row = {key[11:]: float(x) for key, x in next(row for row in rows if row["frames"] == frames).items()
+               if key.startswith("memory/gem/")}  # fmt: skip
+        assert min(row["rows"], row["used"], row["effective_strength"]) > 0, row
+        assert "lead" not in row or abs(row["lead"]) > 1e-3, "the targets are those of one step"
+    assert any(not torch.equal(p, mine[key]) for key, p in host.items())
+    idle, rows = run(tmp_path / "idle", *options, *GEM, *more, "memory.gem.strength=0")
+    assert float(rows[-1]["memory/gem/rows"]) > 0
+    assert all(torch.equal(p, idle[key]) for key, p in host.items())
+
+
 def test_states_are_replayed_for_a_memory_whose_host_reads_observations_only(tmp_path: Path) -> None:
     options = ["env=toy/rendezvous", "algorithm=itd3", "scope=centralized", *SMALL, *OFF_POLICY, *GRADIENT]
     _, rows = run(tmp_path / "run", *options)

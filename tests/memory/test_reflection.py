@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -529,6 +530,24 @@ def test_what_is_not_finite_is_refused_and_counted() -> None:
     operator.write(td)
     assert len(operator) == held
     assert all(x.isfinite().all() for name, x in operator.successes.state_dict().items() if x.is_floating_point())
+
+
+@pytest.mark.parametrize("scope", ["shared", "centralized"])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_pictures_stay_bytes_and_are_seen_by_a_convolutional_body(continuous: bool, scope: str) -> None:
+    spec = replace(task(1, features=2 * 40 * 40, actions=3, continuous=continuous), picture=(2, 40, 40))
+    operator = memory(spec, scope=scope, capacity=200, horizon=20, batches=2, batch_size=8, kappa=0.01)
+    for seed in range(6):
+        td = batch(spec, seed, 3)
+        for prefix in ((), ("next",)):
+            seen = (60 * td.get((*prefix, *K.observation)).abs()).clamp(0, 255).to(torch.uint8)
+            td.update({(*prefix, *K.observation): seen, (*prefix, K.state): seen.flatten(-2)})
+        operator.write(td)
+        operator.learn()
+    assert operator.successes.get_buffer("observation").dtype == torch.uint8
+    assert type(operator.networks.policy).__name__ == "CNN"
+    out = operator(td.exclude("act"))
+    assert out.get(K.taken).any() and out.get(K.confidence).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

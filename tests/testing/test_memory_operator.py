@@ -24,7 +24,7 @@ from marl_memory.memory.self_imitation import SelfImitation
 from marl_memory.memory.store import POLICIES
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
-from marl_memory.testing.batches import SPECS
+from marl_memory.testing.batches import CRITICS, SPECS
 
 CAPACITY = 48
 SMALL = {"capacity": CAPACITY, "neighbours": 4, "min_rows": 1}
@@ -47,7 +47,8 @@ def configured() -> list[Any]:
         if target.companion:
             continue  # it remembers nothing: its test stands beside that of the operator that it belongs to
         takes = inspect.signature(target).parameters
-        small = {key: value for key, value in {**SMALL, **SMALL_NETWORKS, **EAGER}.items() if key in takes}
+        sizes = {**SMALL, **SMALL_NETWORKS, **EAGER, "n_critics": CRITICS}
+        small = {key: value for key, value in sizes.items() if key in takes}
         policies = getattr(inspect.getmodule(target), "POLICIES", POLICIES)
         for scope in SCOPES if "scope" in takes else (None,):
             for policy in policies if "policy" in takes else (None,):

@@ -141,3 +141,36 @@ def test_actor_is_not_left_greedy_by_an_error() -> None:
     with pytest.raises(OSError, match="died"):
         evaluate(Broken(2), actor, episodes=1, seed=0)
     assert not actor.greedy
+
+
+class Paid(Lengths):
+    """Says too how the episodes end: those of environment 1 are truncated."""
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        step, following = super().step_and_maybe_reset(tensordict)
+        after, cut = step.get("next"), torch.tensor([[False], [True]])
+        done = after.get(K.done)
+        after.set(K.truncated, done & cut)
+        after.set(K.discount, (~done | cut).float().unsqueeze(-2).expand(-1, 2, 1).clone())
+        return step, following
+
+
+class Expecting:
+    """10 for the first agent and 20 for the second."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec, self.gamma = spec, 0.5
+
+    def estimate(self, td: TensorDictBase) -> torch.Tensor:
+        return torch.tensor([10.0, 20.0]).expand(*td.batch_size, 2)
+
+
+def test_overestimation_is_what_is_expected_minus_the_discounted_return() -> None:
+    """Environment i pays 100 i + e at the end of its episode e, after 3 and 2 steps; γ = ½; means over agents."""
+    env = Paid(3, 2)
+    found = evaluate(env, policy(), episodes=4, seed=0, critic=Expecting(env.task_spec))  # type: ignore[arg-type]
+    assert found.overestimation is not None
+    terminated = [15 - 0.25 * e for e in (0, 1)]
+    truncated = [15 - 0.5 * (100 + e) - 0.25 * 15 for e in (0, 1)]
+    assert found.overestimation.tolist() == [*terminated, *truncated]
+    assert found.metrics("evaluation")["evaluation/overestimation"] == sum(terminated + truncated) / 4

@@ -77,7 +77,11 @@ def ring(steps: int, n_envs: int, stack: int) -> ReplayRing:
 
 
 def assert_draws(replay: ReplayRing, kept: dict[int, TensorDict], draws: int = 3) -> None:
-    """What the ring draws is what the list ``kept``, by number of the row, has; all of it comes up."""
+    """What the ring draws, and lends in order, is what the list ``kept``, by number of the row, has; all comes up."""
+    lent = replay.block(replay.oldest, replay.written).flatten()
+    for row, number in enumerate(range(replay.oldest * replay.n_envs, replay.written * replay.n_envs)):
+        for key in ENTRIES:
+            assert torch.equal(lent[key][row], kept[number][key]), (key, number)
     seen = set()
     for _ in range(draws):
         rows = replay.draw()

@@ -171,6 +171,17 @@ def test_success_is_shown_where_every_run_has_it(
     assert len(figures[2].axes) == 2
 
 
+def test_overestimation_stands_beside_the_return(
+    tmp_path: Path, spec: TaskSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, names = legend_and_labels(monkeypatch), ["evaluation/return", "evaluation/overestimation"]
+    run = make_run(tmp_path / "a", spec, [row | {names[1]: -0.5} for row in curve(1.0, 2.0)])
+    plot([run], tmp_path / "x.png", metrics=names)
+    one, other = figures[0].axes
+    assert [axes.get_ylabel() for axes in (one, other)] == ["return (greedy)", "estimated − true return"]
+    assert [len(axes.lines) for axes in (one, other)] == [1, 2] and set(other.lines[1].get_ydata()) == {0.0}
+
+
 def test_an_unknown_metric_names_the_known_ones_nearest_first(tmp_path: Path, spec: TaskSpec) -> None:
     rows = [row | {"train/success": 0.5, "loss/policy": 1.0} for row in curve(1.0)]
     run = make_run(tmp_path / "run", spec, rows)

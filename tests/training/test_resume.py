@@ -197,6 +197,32 @@ def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, t
         assert_same_runs(straight, halved)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "env", "more"),
+    [
+        pytest.param(*("td3", "toy/rendezvous", []), marks=pytest.mark.slow),
+        ("matd3", "toy/masked_duel", ["algorithm.train_every=4", "memory.gem.include_running=false"]),
+        pytest.param(*("ddpg", "toy/rendezvous", ["algorithm.storage=memmap"]), marks=pytest.mark.slow),
+        pytest.param(*("idqn", "toy/masked_duel", ["algorithm.critics=2"]), marks=pytest.mark.slow),
+        ("mappo", "toy/masked_duel", []),
+    ],
+)
+def test_resume_equals_uninterrupted_with_returns_over_the_replay(
+    algorithm: str, env: str, more: list[str], tmp_path: Path
+) -> None:
+    """The returns, the clock of their refreshes and the generator of the smoothing noise included."""
+    host = TOY[1:] if algorithm == "mappo" else OFF_POLICY
+    options = [f"env={env}", f"algorithm={algorithm}", *host, "memory=[gem]", *more, "memory.gem.refresh_every=72"]
+    options += ["memory.gem.capacity=400", "memory.gem.strength_final=0.5"]  # a part of the replay
+    straight, halved = tmp_path / "straight", tmp_path / "halved"
+    train_here(straight, *options)
+    train_here(halved, *options, "training.stop_at_frames=640")
+    fresh.python(RESUME_ALL, halved, check=True)
+    assert float(rows(straight)[-1]["memory/gem/used"]) > 0
+    assert {"table.returns", "refreshed", "_extra_state"} <= set(final_state(straight)["memory"]["gem"])
+    assert_same_runs(straight, halved)
+
+
 def train_here(folder: Path, *overrides: str) -> None:
     """As `train`, in this process, where JAX need not compile again."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

@@ -67,7 +67,9 @@ def python(
         code_of_exit = int(process.stdout.readline())
         done = subprocess.CompletedProcess(arguments, code_of_exit, *(path.read_text() for path in printed))
     if check and code_of_exit:
-        raise AssertionError(done.stdout + done.stderr)
+        error = subprocess.CalledProcessError(code_of_exit, arguments, done.stdout, done.stderr)
+        error.add_note(done.stdout + done.stderr)
+        raise error
     return done
 
 

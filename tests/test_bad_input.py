@@ -77,7 +77,7 @@ def refused_before_work(*words: str) -> str:
 
 KEYS = [
     (["env=smax/3mm"], "env=smax/3mm does not exist: did you mean smax/3m"),
-    (["env=3m"], "env=3m does not exist: did you mean smax/3m?"),
+    (["env=3m"], "env=3m does not exist: did you mean smac/3m or smax/3m?"),
     (["env=Toy/Masked_Duel"], "env=Toy/Masked_Duel does not exist: did you mean toy/masked_duel?"),
     (["algorithm=mapo"], "algorithm=mapo does not exist: did you mean mappo?"),
     (["experiment=quickstar"], "experiment=quickstar does not exist: did you mean quickstart?"),
@@ -728,7 +728,8 @@ def test_in_a_process_of_its_own() -> None:
 
 
 def test_where_it_came_from_is_shown_on_demand() -> None:
-    done = command("train", "algoritm=mappo", HYDRA_FULL_ERROR="1")
+    words = [sys.executable, "-m", "marl_memory", "train", "algoritm=mappo"]  # the variable is read by the import
+    done = subprocess.run(words, env={**os.environ, "HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ConfigError: algoritm is unknown" in done.stderr

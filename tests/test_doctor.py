@@ -66,7 +66,7 @@ def test_what_is_missing_comes_with_its_command(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tasks, "find_spec", lambda package: None if package == "mpe2" else package)
     suites = rows("tasks")
     assert suites["mpe"] == Row("mpe", "4 tasks", False, 'missing: pip install "marl-memory[mpe]"')
-    assert suites["toy"] == Row("toy", "2 tasks ready")
+    assert suites["toy"] == Row("toy", "20 tasks ready")
     assert "pettingzoo" not in suites
 
 

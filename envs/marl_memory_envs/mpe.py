@@ -18,6 +18,10 @@ class _Particles(aec_to_parallel_wrapper[str, Any, Any]):
     is what a task without a state of its own is given.
     """
 
+    @property
+    def state_space(self) -> None:
+        return None
+
     def state(self) -> np.ndarray:
         raise NotImplementedError("mpe2 has no state beyond the observations of all agents")
 

@@ -159,8 +159,11 @@ def test_a_launcher_that_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("launcher", "to_all"),
-    [((), True), (SIDE_BY_SIDE, True), (SIDE_BY_SIDE, False)],
-    ids=["basic", "joblib", "SIGTERM"],
+    [
+        pytest.param((), True, id="basic"),
+        pytest.param(SIDE_BY_SIDE, True, id="joblib", marks=pytest.mark.slow),
+        pytest.param(SIDE_BY_SIDE, False, id="SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_the_sweep_and_loses_nothing(launcher: tuple[str, ...], to_all: bool, folder: Path) -> None:
     """Ctrl-C goes to all processes of the terminal's group; ``kill`` only to the one that was started."""

@@ -81,10 +81,9 @@ def test_killed_often_it_ends_in_the_same_tables(where: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["study.executor=ray", "study.executor_options={num_cpus: 2}"],
-        ["study.executor=submitit", "study.executor_options={cluster: local}"],
+        pytest.param(["study.executor=ray", "study.executor_options={num_cpus: 2}"], id="ray", marks=pytest.mark.slow),
+        pytest.param(["study.executor=submitit", "study.executor_options={cluster: local}"], id="submitit"),
     ],
-    ids=["ray", "submitit"],
 )
 def test_other_executors_give_the_same_bits(where: Path, words: list[str]) -> None:
     folder = words[0].partition("=")[2]

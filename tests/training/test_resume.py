@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import random
@@ -178,12 +177,22 @@ MORE = {
 """Options that make a memory small; None of them: those of a store of rows."""
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(memory: str, tmp_path: Path) -> None:
-    pairs = []
-    for (algorithm, env), scope in itertools.product(MEMORIES[memory], SCOPES):
-        host = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
-        options = [f"env={env}", f"algorithm={algorithm}", *host, f"memory=[{memory}]", f"scope={scope}"]
+ON_HOSTS = [
+    pytest.param(memory, host, marks=[pytest.mark.slow] * (place > 0), id=f"{memory}-{host[0]}")
+    for memory, hosts in MEMORIES.items()
+    for place, host in enumerate(hosts)
+]
+"""Each memory on the first of its hosts; on the others as slow tests."""
+
+
+@pytest.mark.parametrize(("memory", "host"), ON_HOSTS)
+def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(
+    memory: str, host: tuple[str, str], tmp_path: Path
+) -> None:
+    (algorithm, env), pairs = host, []
+    for scope in SCOPES:
+        small = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
+        options = [f"env={env}", f"algorithm={algorithm}", *small, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
         options += MORE.get(memory, [f"memory.{memory}.min_rows=16", f"memory.{memory}.payloads=shuffled"])
         straight, halved = (tmp_path / f"{algorithm}_{scope}_{name}" for name in ("straight", "halved"))
@@ -269,7 +278,7 @@ def kill_and_resume(folder: Path, options: list[str], *, seconds: float, until: 
     fresh.command("resume", folder, check=True)
 
 
-@pytest.mark.parametrize("attempt", range(2))
+@pytest.mark.parametrize("attempt", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_nine_then_resume_gives_the_same_bits(attempt: int, tmp_path: Path) -> None:
     train(tmp_path / "straight", *TOY, "algorithm=mappo")
     seconds = random.Random(os.urandom(8)).uniform(0.0, 0.8)

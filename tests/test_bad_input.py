@@ -92,6 +92,7 @@ KEYS = [
         "does not fit atari/pong, whose obs",
     ),
     (["env=atari/game", "env.kwargs.game=ALE/MsPacman-v5"], "is none of ALE's games: did you mean ms_pacman"),
+    (["algorithm=mappo", "algorithm.share_body=true"], "share_body=true needs algorithm.centralised_critic=false"),
     (["env=atari/pong", "env.backend=envpool"], "env.backend='envpool' must be one of gymnasium, ale_vector"),
     (["env.wrappers=[frame_stak]"], "env.wrappers[0]='frame_stak' is no wrapper of SuperSuit"),
     (["memory=[mnemo]"], "memory=mnemo does not exist"),

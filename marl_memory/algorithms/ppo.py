@@ -29,7 +29,7 @@ from marl_memory.algorithms.mixed import settle, taken_by_memory
 from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
-from marl_memory.networks.critic import Critic
+from marl_memory.networks.critic import Critic, ValueHead
 from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.normalisation import RunningMoments, ValueNorm
 from marl_memory.networks.optimiser import FlatAdam
@@ -63,6 +63,8 @@ class PPO(OnPolicyAlgorithm):
         centralised_critic: the critic reads the global state (MAPPO) instead of the own observation (PPO, IPPO).
         share_parameters: agents share actor and critic.
         agent_indicator: agents that share a network are told apart by their number, one-hot.
+        share_body: actor and critic are one network that differs in the last layer only, as published for pictures
+            (Schulman et al. 2017, §5); not with a centralised critic, which reads something else.
         gamma: discount factor γ.
         gae_lambda: λ of the advantages.
         clip: ε of the ratio.
@@ -72,7 +74,7 @@ class PPO(OnPolicyAlgorithm):
         lr: Adam's step size at the start.
         lr_final: what ``lr`` decays to, linearly in frames, at the end of the run (equal to ``lr``: constant).
         adam_eps: Adam's ε.
-        max_grad_norm: gradient norm limit, of actor and critic separately.
+        max_grad_norm: gradient norm limit, of each network separately.
         epochs: passes over a batch.
         minibatches: gradient steps per pass.
         value_norm: train the critic on normalised targets (`ValueNorm`).
@@ -99,6 +101,7 @@ class PPO(OnPolicyAlgorithm):
         centralised_critic: bool = False,
         share_parameters: bool = False,
         agent_indicator: bool = True,
+        share_body: bool = False,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip: float = 0.2,
@@ -130,6 +133,12 @@ class PPO(OnPolicyAlgorithm):
         self.normalise_advantages = normalise_advantages
 
         check_indicator(spec, agent_indicator, shared=share_parameters)
+        if share_body and centralised_critic:
+            raise ValueError(
+                "algorithm.share_body=true needs algorithm.centralised_critic=false: what reads the global state can "
+                "not be the actor's network"
+            )
+        self.share_body = share_body
         shared = {
             "share_parameters": share_parameters,
             "normalise_observations": normalise_observations,
@@ -141,14 +150,19 @@ class PPO(OnPolicyAlgorithm):
             **shared,
             init_generator=Generator().manual_seed(derive_seed(seed, "actor", "init")),
             seed=derive_seed(seed, "actor", "sample"),
+            value_head=share_body,
         )
         self.actor.densities = not spec.continuous  # those are computed for a whole batch in `compute_advantages`
-        self.critic = Critic(
-            spec,
-            network,
-            centralised=centralised_critic,
-            **shared,
-            init_generator=Generator().manual_seed(derive_seed(seed, "critic", "init")),
+        self.critic = (
+            ValueHead(self.actor)
+            if share_body
+            else Critic(
+                spec,
+                network,
+                centralised=centralised_critic,
+                **shared,
+                init_generator=Generator().manual_seed(derive_seed(seed, "critic", "init")),
+            )
         )
         self.value_norm = ValueNorm() if value_norm else None
         scales = 1 if spec.common_reward else self.actor.input.banks  # one reward has one scale
@@ -156,7 +170,7 @@ class PPO(OnPolicyAlgorithm):
         self.return_carry: Tensor | None = None
         self.generator = Generator().manual_seed(derive_seed(seed, "minibatches"))
         self.entropy_generator = Generator().manual_seed(derive_seed(seed, "entropy"))
-        self.optimiser = FlatAdam(self.actor, self.critic, lr=lr, eps=adam_eps)
+        self.optimiser = FlatAdam(*([self.actor] if share_body else [self.actor, self.critic]), lr=lr, eps=adam_eps)
 
     @property
     def learn_entries(self) -> Entries:
@@ -349,15 +363,15 @@ class PPO(OnPolicyAlgorithm):
 
     def update(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One Adam step on L (see the class) over living agents."""
-        distribution = self.actor.distribution(minibatch)
+        distribution, value = self._evaluate(minibatch)
         policy_loss, entropy, approx_kl, clipped = self._policy_terms(minibatch, distribution)
-        value_loss = self._value_loss(minibatch)
+        value_loss = self._value_loss(minibatch, value)
         loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
         memory = self._region_terms(minibatch, distribution) | self._replay_terms(minibatch)
         self.optimiser.zero_grad()
         sum(memory.values(), loss).backward()
         self.optimiser.gather()
-        actor_norm, critic_norm = self.optimiser.clip(self.max_grad_norm)
+        norms = zip(("grad_norm/actor", "grad_norm/critic"), self.optimiser.clip(self.max_grad_norm), strict=False)
         self.optimiser.step()
         return {
             "loss/policy": policy_loss.detach(),
@@ -365,10 +379,15 @@ class PPO(OnPolicyAlgorithm):
             "policy/entropy": entropy.detach(),
             "policy/approx_kl": approx_kl,
             "policy/clip_fraction": clipped,
-            "grad_norm/actor": actor_norm,
-            "grad_norm/critic": critic_norm,
+            **dict(norms),
             **{name: term.detach() for name, term in memory.items()},
         }
+
+    def _evaluate(self, rows: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """The policy at rows ``[R]``, and values ``[R, A, 1]`` in the critic's units."""
+        if self.share_body:
+            return self.actor.evaluate(rows)
+        return self.actor.distribution(rows), self.critic(rows)
 
     def _region_terms(self, rows: TensorDictBase, distribution: Distribution) -> dict[str, Tensor]:
         """Mean over the living of weight · KL(p*‖π), for every REGION operator that has a weight somewhere."""
@@ -383,11 +402,9 @@ class PPO(OnPolicyAlgorithm):
         """Means over the rows of every REPLAY operator of −policy_weight · log π(a|o) and value_weight · (V − y)²."""
         terms, k = {}, self.keys
         for name, replayed in rows.get(k.replay, {}).items():
-            alive, density = (
-                replayed.get(k.alive),
-                self.actor.distribution(replayed).log_density(replayed.get(k.action)),
-            )
-            error = mse_loss(self.critic(replayed), replayed.get("value_target"), reduction="none").squeeze(-1)
+            alive, (distribution, value) = replayed.get(k.alive), self._evaluate(replayed)
+            density = distribution.log_density(replayed.get(k.action))
+            error = mse_loss(value, replayed.get("value_target"), reduction="none").squeeze(-1)
             terms[f"loss/{name}_policy"] = -masked_mean(replayed.get("policy_weight") * density, alive)
             terms[f"loss/{name}_value"] = masked_mean(replayed.get("value_weight") * error, alive)
         return terms
@@ -409,9 +426,9 @@ class PPO(OnPolicyAlgorithm):
             clipped = masked_mean((change.abs() > self.clip).to(ratio.dtype), alive)
         return -masked_mean(surrogate, alive), entropy, approx_kl, clipped
 
-    def _value_loss(self, rows: TensorDictBase) -> Tensor:
+    def _value_loss(self, rows: TensorDictBase, value: Tensor) -> Tensor:
         k, alive = self.keys, rows.get(self.keys.alive, None)
-        value, target = self.critic(rows), rows.get(k.value_target)
+        target = rows.get(k.value_target)
         living = None if alive is None else alive.unsqueeze(-1)
         error = mse_loss(value, target, reduction="none")
         if self.value_clip is not None:

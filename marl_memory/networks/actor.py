@@ -106,6 +106,7 @@ class Actor(TensorDictModuleBase):
         init_generator: where initial weights are drawn from.
         seed: of the sampling generator.
         agent_indicator: whether agents that share a network are told apart.
+        value_head: the network has one more output, V(o_i), see `value`.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Actor(TensorDictModuleBase):
         init_generator: Generator,
         seed: int,
         agent_indicator: bool = True,
+        value_head: bool = False,
     ) -> None:
         super().__init__()
         keys = spec.keys
@@ -128,8 +130,9 @@ class Actor(TensorDictModuleBase):
         self.input = AgentInput(
             spec, share_parameters=share_parameters, normalise=normalise_observations, indicate=agent_indicator
         )
+        self.value_head = value_head
         self.body = body(
-            self.input.features, spec.action_size, banks=self.input.banks, output_gain=0.01, generator=init_generator
+            self.input.features, spec.action_size + value_head, banks=self.input.banks, output_gain=0.01, generator=init_generator
         )
         self.generator = Generator().manual_seed(seed)
         self.log_std = nn.Parameter(torch.zeros(self.input.banks, spec.action_size)) if spec.continuous else None
@@ -138,7 +141,22 @@ class Actor(TensorDictModuleBase):
 
     def distribution(self, td: TensorDictBase, **hidden: Tensor) -> Distribution:
         """The policy at the observations of ``td``; batch shape ``[*B, A]``.  For ``hidden`` see `MLP`."""
-        output = self.body(self.input(td.get(self.keys.observation)), **hidden)
+        output = self._output(td, **hidden)
+        return self._policy(output[..., :-1] if self.value_head else output, td)
+
+    def evaluate(self, td: TensorDictBase) -> tuple[Distribution, Tensor]:
+        """`distribution` and `value` at once; only with ``value_head``."""
+        output = self._output(td)
+        return self._policy(output[..., :-1], td), output[..., -1:]
+
+    def value(self, td: TensorDictBase) -> Tensor:
+        """V(o_i) ``[*B, A, 1]``, in the network's own units; only with ``value_head``."""
+        return self._output(td)[..., -1:]
+
+    def _output(self, td: TensorDictBase, **hidden: Tensor) -> Tensor:
+        return self.body(self.input(td.get(self.keys.observation)), **hidden)
+
+    def _policy(self, output: Tensor, td: TensorDictBase) -> Distribution:
         if self.log_std is None or self.box is None:
             return MaskedCategorical(output, td.get(self.keys.action_mask))
         return TanhNormal(output, self.log_std, self.box)

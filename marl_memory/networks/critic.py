@@ -1,11 +1,11 @@
-"""State-value functions: of the own observation, or of the global state (centralised)."""
+"""State-value functions: of the own observation, or of the global state (centralised), or beside the actor."""
 
 from __future__ import annotations
 
 from tensordict import TensorDictBase
 from torch import Generator, Tensor, nn
 
-from marl_memory.networks.actor import AgentInput, Body
+from marl_memory.networks.actor import Actor, AgentInput, Body
 from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.spec import TaskSpec
 
@@ -74,3 +74,25 @@ class Critic(nn.Module):
             self.input.update_moments(td.get(self.keys.observation), alive)
         elif self.moments is not None:
             self.moments.update(td.get(self.keys.state).unsqueeze(-2), alive.any(-1)[..., None, None])
+
+
+class ValueHead(nn.Module):
+    """V(o_i) as the last output of the actor's network: no parameters and no statistics of its own.
+
+    Args:
+        actor: with ``value_head``.
+    """
+
+    centralised = False
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        self.value = actor.value  # a method, not the module: parameters are the actor's only
+        self.banks, self.in_keys = actor.input.banks, [actor.keys.observation]
+
+    def forward(self, td: TensorDictBase) -> Tensor:
+        """Values ``[*B, A, 1]``, in the network's own units."""
+        return self.value(td)
+
+    def update_moments(self, td: TensorDictBase) -> None:
+        """Nothing: the actor's are updated as the actor's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Generator, Tensor, nn
 from benchmarks import plain_mappo as plain
 from marl_memory.algorithms.ppo import PPO
 from marl_memory.keys import Keys
+from marl_memory.networks.distributions import MaskedCategorical, TanhNormal
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 from marl_memory.training.collection import Collector
@@ -528,6 +530,53 @@ def test_first_step_leaves_no_metric_out_and_starts_at_ratio_one() -> None:
     assert row["grad_norm/critic"] > 0
 
 
+# ------------------------------------------------------------------------------------- one network for policy and value
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_network_for_both_steps_along_the_gradient_of_the_whole_loss(continuous: bool, shared: bool) -> None:
+    """The same step as Adam's on a plain sum of the losses of two networks that happen to be one."""
+    options = {"share_parameters": shared, "value_norm": False, "value_coef": 0.5, "max_grad_norm": 1e9}
+    algorithm = learner(task(continuous=continuous), **options, share_body=True, epochs=1, minibatches=1)
+    assert not list(algorithm.critic.parameters())
+    batch = synthetic(algorithm, 0)
+    algorithm.derive_rewards(batch)
+    algorithm.compute_advantages(batch)
+    actor, before = algorithm.actor, copy.deepcopy(algorithm.actor)
+    (rows,) = algorithm.minibatches(batch)
+    draws = Generator()
+    draws.set_state(algorithm.entropy_generator.get_state())
+    row = algorithm.update(rows)
+
+    output = before.body(before.input(rows.get(K.observation)))
+    value, alive = output[..., -1:], rows.get(K.alive)
+    torch.testing.assert_close(rows.get(K.value_output)[alive], value.detach()[alive])
+    if continuous:
+        policy: Any = TanhNormal(output[..., :-1], before.log_std, before.box)
+    else:
+        policy = MaskedCategorical(output[..., :-1], rows.get(K.action_mask))
+    ratio = (policy.log_density(rows.get(K.action)) - rows.get(K.log_prob)).exp()
+    advantage = rows.get(K.advantage)
+    gained = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)[alive].mean()
+    entropy = policy.entropy(draws)[alive].mean()
+    error = ((value - rows.get(K.value_target)) ** 2)[alive].mean()
+    optimiser = torch.optim.Adam(before.parameters(), lr=algorithm.lr, eps=1e-5)
+    (-gained - algorithm.entropy_coef * entropy + 0.5 * error).backward()
+    optimiser.step()
+    for p, q in zip(actor.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    norm = torch.cat([p.grad.reshape(-1) for p in before.parameters() if p.grad is not None]).norm()
+    assert row["grad_norm/actor"].item() == pytest.approx(norm.item(), rel=1e-4)
+    assert row["loss/policy"].item() == pytest.approx(-gained.item(), abs=1e-5)
+    assert "grad_norm/critic" not in row
+
+
+def test_one_network_for_both_is_refused_beside_a_central_critic() -> None:
+    with pytest.raises(ValueError, match=r"share_body=true needs algorithm\.centralised_critic=false"):
+        learner(share_body=True, centralised_critic=True)
+
+
 def test_stored_values_are_not_rewritten_by_gradient_steps() -> None:
     algorithm = learner()
     batch = synthetic(algorithm, 0)
@@ -542,7 +591,8 @@ def test_stored_values_are_not_rewritten_by_gradient_steps() -> None:
 
 
 @pytest.mark.parametrize("continuous", [False, True])
-def test_a_restored_learner_continues_bit_for_bit(continuous: bool) -> None:
+@pytest.mark.parametrize("one_network", [False, True])
+def test_a_restored_learner_continues_bit_for_bit(continuous: bool, one_network: bool) -> None:
     spec, options = task(continuous=continuous), {"normalise_observations": True, "scale_rewards": True}
 
     def go_on(algorithm: PPO, first: int) -> None:
@@ -550,6 +600,7 @@ def test_a_restored_learner_continues_bit_for_bit(continuous: bool) -> None:
             algorithm.set_progress(seed / 20)
             updated(algorithm, synthetic(algorithm, seed))
 
+    options["share_body"] = one_network
     original = learner(spec, share_parameters=True, **options)
     go_on(original, 0)
     file = io.BytesIO()

@@ -132,7 +132,11 @@ class Actor(TensorDictModuleBase):
         )
         self.value_head = value_head
         self.body = body(
-            self.input.features, spec.action_size + value_head, banks=self.input.banks, output_gain=0.01, generator=init_generator
+            self.input.features,
+            spec.action_size + value_head,
+            banks=self.input.banks,
+            output_gain=0.01,
+            generator=init_generator,
         )
         self.generator = Generator().manual_seed(seed)
         self.log_std = nn.Parameter(torch.zeros(self.input.banks, spec.action_size)) if spec.continuous else None

@@ -211,8 +211,8 @@ def check_builds(plan: Plan) -> None:
 
 def _check_payloads(nodes: Mapping[str, Any], memory: Any) -> None:
     """Raise ValueError if a bounded memory cannot hold exactly the payloads that its capacity names."""
-    for name, node in nodes.items():
-        payloads = memory.operators[name].payloads
+    for name, operator in memory.operators.items():  # a host may have left out a companion that it has no stage for
+        node, payloads = nodes[name], operator.payloads
         if payloads is not None and node.get("budget") == "total" and payloads.most != node["capacity"]:
             raise ValueError(
                 f"memory.{name}.capacity={node['capacity']} can not be an equal budget: with scope={node.get('scope')} "

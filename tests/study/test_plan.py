@@ -143,6 +143,13 @@ def test_what_only_a_constructor_can_judge(plan: Planner) -> None:
         check_builds(plan("algorithm=maddpg", text=text))
 
 
+def test_hosts_may_leave_out_a_companion_of_an_operator(plan: Planner) -> None:
+    """`Cloning` comes with reflection, and a host with a replay has no stage for it."""
+    text = TINY.replace("  - algorithm.minibatches=1\n  - algorithm.epochs=1\n", "").replace("mappo", "matd3")
+    text = text.replace("mnemo_region", "reflection").replace("  - memory.${operator}.neighbours=4\n", "")
+    check_builds(plan(text=text))
+
+
 def test_a_folder_is_one_studys(plan: Planner) -> None:
     before = as_json(plan())
     assert other_study(before, plan("study.seeds=[0,1,2]")) is None

@@ -284,6 +284,31 @@ def test_adamemento_is_both_its_operators_and_the_host_without_either(
     assert all(torch.equal(p, idle[key]) for key, p in host.items())
 
 
+SPARSE = [
+    *(("ppo", env) for env in ("toy/dark_chamber", "toy/four_rooms", "classic/cartpole")),
+    *(("ppo", env) for env in ("box2d/lunar_lander", "mujoco/hopper")),
+    *((algorithm, "smax/3m") for algorithm in ("ippo", "mappo", "idqn")),
+    *(("dqn", env) for env in ("classic/cartpole", "box2d/lunar_lander")),
+    ("td3", "mujoco/hopper"),
+]
+"""Where some of the first episodes are successes, or at least better than others."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "env"), SPARSE)
+def test_adamemento_acts_where_there_are_successes(algorithm: str, env: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDS[env.partition("/")[0]])
+    options = [f"env={env}", f"algorithm={algorithm}", *SMALL, *(OFF_POLICY if algorithm in OFF else ON_POLICY)]
+    options += ["training.total_frames=8192", "training.checkpoint_every_frames=8192"]
+    options += ["training.evaluation_every_frames=8192", "memory=[adamemento]", "memory.coarse_fine.batches=4"]
+    if algorithm in OFF:
+        options.append("algorithm.capacity=8192")
+    _, rows = run(tmp_path / "run", *options, *REFLECTION[1:])
+    assert float(rows[-1]["memory/reflection/rows"]) > 0
+    assert max(float(row["memory/reflection/used"] or 0) for row in rows) > 0, "memory never acted"
+    assert float(rows[-1]["memory/coarse_fine/bonus"]) != 0
+
+
 def test_two_memories_of_one_host_compose(tmp_path: Path) -> None:
     options = ["env=toy/masked_duel", "algorithm=mappo", *SMALL, *ON_POLICY, "memory=[return_memory,sil,mnemo_region]"]
     _, rows = run(tmp_path / "run", *options, *RETURNS[1:], *REGION[1:])

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from marl_memory.functional.returns import masked_mean
 from marl_memory.keys import Entries, Entry
+from marl_memory.memory.few_rows import Chosen, FewRows
 from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
 from marl_memory.memory.reflecting import Networks, reflection_loss
@@ -164,6 +165,7 @@ class Reflection(MemoryOperator):
             "members": members,
         }
         self.networks = Networks(spec, **self.form, seed=seed)
+        self.few = FewRows(self.networks)
         self.optimiser = FlatAdam(self.networks, lr=lr)
         self.generator = Generator().manual_seed(seed)
         self.register_buffer("ready", torch.zeros(spec.n_agents, dtype=torch.bool))
@@ -248,37 +250,50 @@ class Reflection(MemoryOperator):
             for key, entry in self._entries.items():
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
-        seen = self.networks.seen(td.get(k.observation))
-        policy, mode, logits = self.networks.both(seen, None if self.spec.continuous else td.get(k.action_mask))
+        observation, able = td.get(k.observation), alive & self.ready
+        mask = None if self.spec.continuous else td.get(k.action_mask)
+        if mask is not None and self.few.fit(observation):
+            chosen = self.few.choose(
+                observation,
+                mask,
+                able,
+                threshold=self.threshold.logit,
+                strength=self.strength,
+                greedy=self.greedy,
+                generator=self.generator,
+            )
+        else:
+            chosen = self._choose(observation, mask, able)
+        where = chosen.taken
+        if self.spec.continuous:
+            where = where.unsqueeze(-1) & self.networks.vectors.valid
+        return self._tell(td, torch.where(where, chosen.action, td.get(k.action)), chosen)
+
+    def _choose(self, observation: Tensor, mask: Tensor | None, able: Tensor) -> Chosen:
+        """What is to be done at any number of observations, by PyTorch."""
+        policy, mode, logits = self.networks.both(self.networks.seen(observation), mask)
         logit = logits.amin(-1)
-        weight = torch.where((logit > self.threshold.logit) & alive & self.ready, self.strength, 0.0)
+        weight = torch.where((logit > self.threshold.logit) & able, self.strength, 0.0)
         if self.greedy or self.strength == 1:
             taken = weight > 0
         else:
             taken = torch.rand(weight.shape, generator=self.generator) < weight
         action = mode if self.greedy else policy.draw(self.generator)
-        where = taken.unsqueeze(-1) & self.networks.vectors.valid if self.spec.continuous else taken
-        return self._tell(
-            td,
-            torch.where(where, action, td.get(k.action)),
-            {"taken": taken, "weight": weight, "confidence": logit.sigmoid()},
-            policy.parameters,
-        )
+        return Chosen(taken, weight, logit.sigmoid(), action, policy.parameters)
 
-    def _tell(
-        self, td: TensorDictBase, action: Tensor, numbers: dict[str, Tensor], parameters: dict[str, Tensor]
-    ) -> TensorDictBase:
+    def _tell(self, td: TensorDictBase, action: Tensor, chosen: Chosen) -> TensorDictBase:
         """Set the action and what stands under ``act``: at once where nothing is to be put into room that was made."""
         k = self.spec.keys
+        numbers = {"taken": chosen.taken, "weight": chosen.weight, "confidence": chosen.confidence}
         if td.is_locked:
             put(td, k.action, action)
             for name, value in numbers.items():
                 put(td, ("act", name), value)
-            for name, value in parameters.items():
+            for name, value in chosen.parameters.items():
                 put(td, k.memory_policy(name), value)
             return td
         td.get(k.group).set(k.action[-1], action)
-        policy = TensorDict._new_unsafe(source=dict(parameters), batch_size=td.batch_size)
+        policy = TensorDict._new_unsafe(source=dict(chosen.parameters), batch_size=td.batch_size)
         return td.set("act", TensorDict._new_unsafe(source={**numbers, "policy": policy}, batch_size=td.batch_size))
 
     # --------------------------------------------------------------------------------------------------------- remember

@@ -44,7 +44,7 @@ class FewRows:
     def __init__(self, networks: Networks) -> None:
         self.networks, body = networks, networks.policy
         vectors = isinstance(body, MLP) and networks.box is None
-        self.layers: list[Any] = list(body.layers) if vectors else []
+        self.layers: list[Any] = list(body.layers) if vectors else []  # pyright: ignore[reportArgumentType]
         self.most = min((MOST // layer.weight[0].numel() for layer in self.layers), default=0)
         self.lowest = np.zeros(())
         self.maps: list[tuple[np.ndarray, np.ndarray]] = []

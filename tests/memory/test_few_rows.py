@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marl_memory.memory.reflection import Reflection
-from tests.memory.test_reflection import K, SCOPES, batch, memory, task, taught
+from tests.memory.test_reflection import SCOPES, K, batch, memory, task, taught
 
 
 def both_ways(operator: Reflection, **options: Any) -> None:

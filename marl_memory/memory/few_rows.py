@@ -42,20 +42,19 @@ class FewRows:
     """
 
     def __init__(self, networks: Networks) -> None:
-        self.networks, body = networks, networks.policy
+        body, self.seen, self.input, self.heads = networks.policy, networks.observed, networks.input, networks.heads
         vectors = isinstance(body, MLP) and networks.box is None
         self.layers: list[Any] = list(body.layers) if vectors else []  # pyright: ignore[reportArgumentType]
         self.most = min((MOST // layer.weight[0].numel() for layer in self.layers), default=0)
-        self.lowest = np.zeros(())
-        self.maps: list[tuple[np.ndarray, np.ndarray]] = []
+        self.first: Tensor = self.layers[0].weight if vectors else torch.empty(0)
         self.at = 0
 
     def _look(self) -> None:
-        """Find where the parameters lie: `FlatAdam` and conversions move them, all at once."""
-        first = self.layers[0].weight
-        self.at = first.data_ptr()
-        self.lowest = np.array(LOWEST[first.dtype], dtype=str(first.dtype).removeprefix("torch."))
-        shape = (self.networks.input.banks, self.networks.heads, -1)
+        """Find where parameters and scales lie: `FlatAdam` and conversions move them, all at once."""
+        self.at = self.first.data_ptr()
+        self.lowest = np.array(LOWEST[self.first.dtype], dtype=str(self.first.dtype).removeprefix("torch."))
+        self.slope, self.shift = self.seen.slope.numpy(), self.seen.shift.numpy()
+        shape = (self.input.banks, self.heads, -1)
         self.maps = [
             tuple(p.detach().numpy().reshape(*shape, p.shape[-1]) for p in (layer.weight, layer.bias))
             for layer in self.layers
@@ -63,8 +62,8 @@ class FewRows:
 
     def fit(self, observation: Tensor) -> bool:
         """Whether ``[*B, A, F]`` are such rows."""
-        few = observation.numel() <= self.most * observation.shape[-1] and observation.device.type == "cpu"
-        return few and observation.dtype == self.layers[0].weight.dtype
+        few = 0 < observation.numel() <= self.most * observation.shape[-1]
+        return few and observation.dtype == self.first.dtype and observation.device.type == "cpu"
 
     def choose(
         self,
@@ -88,7 +87,7 @@ class FewRows:
             greedy: take P's mode, and draw nothing.
             generator: of the draws.
         """
-        if self.layers[0].weight.data_ptr() != self.at:
+        if self.first.data_ptr() != self.at:
             self._look()
         output = self._output(observation.numpy())
         logits = np.where(mask.numpy(), output[0], self.lowest)
@@ -106,19 +105,18 @@ class FewRows:
             # As in `MaskedCategorical`, and in its order of numbers.
             clocks = torch.empty(probs.shape[-1:] + probs.shape[:-1], dtype=observation.dtype)
             rings = np.maximum(clocks.exponential_(generator=generator).numpy(), TINY)
-            action = (np.moveaxis(probs, -1, 0) / rings).argmax(0)
+            action = (probs.transpose(probs.ndim - 1, *range(probs.ndim - 1)) / rings).argmax(0)
         taken, weight, logit, action, logits = map(torch.from_numpy, (taken, weight, logit, action, logits))
         return Chosen(taken, weight, logit.sigmoid(), action, {"log_probs": logits})
 
     def _output(self, observation: np.ndarray) -> np.ndarray:
         """``[*B, A, F] → [1 + E, *B, A, P]``: of P and of the members of C."""
-        net, batch = self.networks, observation.shape[:-1]
-        seen, who, banks = net.observed, net.input.indicator, net.input.banks
-        x = observation * seen.slope.numpy()
-        x += seen.shift.numpy()
+        batch, banks, who = observation.shape[:-1], self.input.banks, self.input.indicator
+        x = observation * self.slope
+        x += self.shift
         np.minimum(np.maximum(x, -10, out=x), 10, out=x)
-        if not seen.all_valid:
-            x = np.where(seen.valid.numpy(), x, np.zeros_like(x))
+        if not self.seen.all_valid:
+            x = np.where(self.seen.valid.numpy(), x, np.zeros_like(x))
         if who is not None:
             x = np.concatenate([x, np.broadcast_to(who.numpy(), (*batch, len(who)))], -1)
         # [banks, 1, rows, features]: of all agents, or of each, to each of the heads.
@@ -126,5 +124,5 @@ class FewRows:
         for i, (weight, bias) in enumerate(self.maps):
             x = np.matmul(np.maximum(x, 0, out=x) if i > 0 else x, weight)
             x += bias
-        x = x.reshape(banks, net.heads, -1, batch[-1] // banks, x.shape[-1]).transpose(1, 2, 0, 3, 4)
-        return x.reshape(net.heads, *batch, x.shape[-1])
+        x = x.reshape(banks, self.heads, -1, batch[-1] // banks, x.shape[-1]).transpose(1, 2, 0, 3, 4)
+        return x.reshape(self.heads, *batch, x.shape[-1])

@@ -90,7 +90,7 @@ class CoarseFineNovelty(MemoryOperator):
         latent: int = 64,
         sparsity: float = 1e-3,
         lr: float = 1e-4,
-        batches: int = 64,
+        batches: int = 16,
         batch_size: int = 256,
         zeta: float = 0.5,
         fine_sign: Literal[1, -1] = 1,

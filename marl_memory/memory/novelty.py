@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.networks.optimiser import FlatAdam
 
 BRIGHTEST = 255.0
+
+LIMIT = 10.0
+"""Deviations from the mean beyond which vectors are cut off."""
 
 TOGETHER = 1024
 """Rows that go through an autoencoder in one piece."""
@@ -62,6 +65,7 @@ class StateNovelty(nn.Module):
         self.sparsity, self.fine_sign = sparsity, fine_sign
         self.valid: Tensor
         self.register_buffer("valid", valid.unsqueeze(1), persistent=False)
+        self.all_valid = bool(valid.all())
         self.recent = RecentRows(*valid.shape, size=size, dtype=torch.uint8 if picture else torch.float32)
         self.moments = None if picture else RunningMoments(*valid.shape)
         self.scales = RunningMoments(len(valid), 2)
@@ -115,21 +119,31 @@ class StateNovelty(nn.Module):
     @torch.no_grad()
     def of(self, states: Tensor) -> Novelty:
         """The novelty of any number of states ``[G, R, F]``."""
-        parts = [self._of(part) for part in states.split(TOGETHER, dim=1)]
-        return Novelty(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+        normalised = self._normaliser()
+        parts = [self._coarse(normalised(part)) for part in states.split(TOGETHER, dim=1)]
+        coarse, code = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+        return Novelty(coarse, fine_novelty(code, sign=self.fine_sign), code)
 
-    def _of(self, states: Tensor) -> Novelty:
-        state = self.normalised(states)
+    def _coarse(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """r_c ``[G, R]`` and z ``[G, R, n]`` of normalised states ``[G, R, F]``."""
         code, decoded = self.autoencoder(state)
-        coarse = reconstruction_error(state, decoded, self.valid)
-        return Novelty(coarse, fine_novelty(code.detach(), sign=self.fine_sign), code)
+        return reconstruction_error(state, decoded, None if self.all_valid else self.valid), code
 
     def normalised(self, states: Tensor) -> Tensor:
         """States ``[G, R, F]`` as the autoencoders read and draw them."""
+        return self._normaliser()(states)
+
+    def _normaliser(self) -> Callable[[Tensor], Tensor]:
+        """`normalised`, with what does not change between calls computed once."""
         if self.moments is None:
-            return states.float() / BRIGHTEST
-        state = self.moments.normalise(states.transpose(0, 1)).transpose(0, 1)
-        return torch.where(self.valid, state, 0.0)
+            return lambda states: states.float() / BRIGHTEST
+        mean, slope = self.moments.mean.float().unsqueeze(1), (1 / self.moments.std).float().unsqueeze(1)
+
+        def normalised(states: Tensor) -> Tensor:
+            state = ((states - mean) * slope).clamp_(-LIMIT, LIMIT)
+            return state if self.all_valid else torch.where(self.valid, state, 0.0)
+
+        return normalised
 
     @torch.enable_grad()
     def learn(self, batches: int, batch_size: int) -> Tensor:
@@ -139,21 +153,24 @@ class StateNovelty(nn.Module):
         ever learnt, the level the latest, for r_f drifts as the autoencoder learns.
         """
         there = self.recent.held > 0
-        total, level = torch.zeros_like(self.level), torch.zeros_like(self.level)
+        losses, coarse, codes = torch.zeros_like(self.level), [], []
+        normalised = self._normaliser()
         for _ in range(batches):
-            coarse, fine, code = self._of(self.recent.draw(batch_size, self.generator))
-            losses = autoencoder_loss(coarse, code, sparsity=self.sparsity).mean(1)
+            error, code = self._coarse(normalised(self.recent.draw(batch_size, self.generator)))
+            loss = autoencoder_loss(error, code, sparsity=self.sparsity).mean(1)
             self.optimiser.zero_grad()
-            torch.where(there, losses, 0.0).sum().backward()  # each bank as if it had an optimiser of its own
+            torch.where(there, loss, 0.0).sum().backward()  # each bank as if it had an optimiser of its own
             self.optimiser.gather()
             self.optimiser.step()
-            seen = torch.stack([coarse.detach(), fine], -1).transpose(0, 1)
-            self.scales.update(seen, there.view(1, -1, 1).expand(len(seen), -1, -1))
-            total += losses.detach()
-            level += fine.mean(1)
-        self.level.copy_(torch.where(there, level / batches, self.level))
+            losses += loss.detach()
+            coarse.append(error.detach())
+            codes.append(code.detach())
+        fine = fine_novelty(torch.cat(codes, 1), sign=self.fine_sign)
+        seen = torch.stack([torch.cat(coarse, 1), fine], -1).transpose(0, 1)
+        self.scales.update(seen, there.view(1, -1, 1).expand(len(seen), -1, -1))
+        self.level.copy_(torch.where(there, fine.mean(1), self.level))
         self.learnt += batches * there
-        return total[there].mean() / batches
+        return losses[there].mean() / batches
 
     def get_extra_state(self) -> dict[str, Any]:
         """The generator, and Adam's slots by parameter name."""

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from marl_memory.functional.returns import masked_mean
 from marl_memory.keys import Entries, Entry
+from marl_memory.memory.few_rows import Chosen, FewRows
 from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
 from marl_memory.memory.reflecting import Networks, reflection_loss
@@ -113,7 +114,7 @@ class Reflection(MemoryOperator):
         hidden: tuple[int, ...] = (128, 128),
         members: int = 2,
         lr: float = 3e-4,
-        batches: int = 64,
+        batches: int = 16,
         batch_size: int = 256,
         kappa: float = 0.7,
         kappa_schedule: Literal["constant", "linear", "adaptive"] = "constant",
@@ -164,6 +165,7 @@ class Reflection(MemoryOperator):
             "members": members,
         }
         self.networks = Networks(spec, **self.form, seed=seed)
+        self.few = FewRows(self.networks)
         self.optimiser = FlatAdam(self.networks, lr=lr)
         self.generator = Generator().manual_seed(seed)
         self.register_buffer("ready", torch.zeros(spec.n_agents, dtype=torch.bool))
@@ -248,37 +250,51 @@ class Reflection(MemoryOperator):
             for key, entry in self._entries.items():
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
-        seen = self.networks.seen(td.get(k.observation))
-        policy, mode, logits = self.networks.both(seen, None if self.spec.continuous else td.get(k.action_mask))
+        agents, able = td.get(k.group), alive & self.ready  # by a path a name is found in twice the time
+        observation, before = agents.get(k.observation[-1]), agents.get(k.action[-1])
+        mask = None if self.spec.continuous else agents.get(k.action_mask[-1])
+        if mask is not None and self.few.fit(observation):
+            chosen = self.few.choose(
+                observation,
+                mask,
+                able,
+                threshold=self.threshold.logit,
+                strength=self.strength,
+                greedy=self.greedy,
+                generator=self.generator,
+            )
+        else:
+            chosen = self._choose(observation, mask, able)
+        where = chosen.taken
+        if self.spec.continuous:
+            where = where.unsqueeze(-1) & self.networks.vectors.valid
+        return self._tell(td, torch.where(where, chosen.action, before), chosen)
+
+    def _choose(self, observation: Tensor, mask: Tensor | None, able: Tensor) -> Chosen:
+        """What is to be done at any number of observations, by PyTorch."""
+        policy, mode, logits = self.networks.both(self.networks.seen(observation), mask)
         logit = logits.amin(-1)
-        weight = torch.where((logit > self.threshold.logit) & alive & self.ready, self.strength, 0.0)
+        weight = torch.where((logit > self.threshold.logit) & able, self.strength, 0.0)
         if self.greedy or self.strength == 1:
             taken = weight > 0
         else:
             taken = torch.rand(weight.shape, generator=self.generator) < weight
         action = mode if self.greedy else policy.draw(self.generator)
-        where = taken.unsqueeze(-1) & self.networks.vectors.valid if self.spec.continuous else taken
-        return self._tell(
-            td,
-            torch.where(where, action, td.get(k.action)),
-            {"taken": taken, "weight": weight, "confidence": logit.sigmoid()},
-            policy.parameters,
-        )
+        return Chosen(taken, weight, logit.sigmoid(), action, policy.parameters)
 
-    def _tell(
-        self, td: TensorDictBase, action: Tensor, numbers: dict[str, Tensor], parameters: dict[str, Tensor]
-    ) -> TensorDictBase:
+    def _tell(self, td: TensorDictBase, action: Tensor, chosen: Chosen) -> TensorDictBase:
         """Set the action and what stands under ``act``: at once where nothing is to be put into room that was made."""
         k = self.spec.keys
+        numbers = {"taken": chosen.taken, "weight": chosen.weight, "confidence": chosen.confidence}
         if td.is_locked:
             put(td, k.action, action)
             for name, value in numbers.items():
                 put(td, ("act", name), value)
-            for name, value in parameters.items():
+            for name, value in chosen.parameters.items():
                 put(td, k.memory_policy(name), value)
             return td
         td.get(k.group).set(k.action[-1], action)
-        policy = TensorDict._new_unsafe(source=dict(parameters), batch_size=td.batch_size)
+        policy = TensorDict._new_unsafe(source=dict(chosen.parameters), batch_size=td.batch_size)
         return td.set("act", TensorDict._new_unsafe(source={**numbers, "policy": policy}, batch_size=td.batch_size))
 
     # --------------------------------------------------------------------------------------------------------- remember
@@ -412,23 +428,23 @@ class Reflection(MemoryOperator):
 
     def _losses(self, succeeded: TensorDictBase, failed: TensorDictBase | None) -> dict[str, Tensor]:
         """L_P, and where there is a failure L_C; of a joint judge also what the others learn from it."""
-        policy, logits = self._read(succeeded)
+        parts = [succeeded] if failed is None else [succeeded, failed]
+        policy, logits, action = self._read(parts)
         share = _mean_1(succeeded.get("share")).unsqueeze(-1)
-        density = self.networks.log_density(policy, succeeded.get("action"))
+        density = self.networks.log_density(policy, action)[: len(succeeded)]
         losses = {"loss/prediction": -masked_mean(share * density, succeeded.get("alive"))}
         if failed is None:
             return losses
-        halves = (
-            self._judge(succeeded, logits, 1.0, self.balance),
-            self._judge(failed, self._read(failed)[1], 0.0, 1 - self.balance),
-        )
+        won, lost = logits.split([len(succeeded), len(failed)])
+        halves = (self._judge(succeeded, won, 1.0, self.balance), self._judge(failed, lost, 0.0, 1 - self.balance))
         return losses | {f"loss/{name}": halves[0][name] + halves[1][name] for name in halves[0]}
 
-    def _read(self, rows: TensorDictBase) -> tuple[Distribution, Tensor]:
-        """P at ``rows`` ``[R]``, and the logits of C ``[R, A, E]`` for what was done there."""
-        seen = self.networks.seen(rows.get("observation"))
-        policy, _, logits = self.networks.both(seen, rows.get("action_mask", None), rows.get("action"))
-        return policy, logits
+    def _read(self, parts: list[TensorDictBase]) -> tuple[Distribution, Tensor, Tensor]:
+        """P at the rows of ``parts`` ``[R]``, the logits of C ``[R, A, E]`` for what was done there, and that."""
+        names = ("observation", "action", *(() if self.spec.continuous else ("action_mask",)))
+        observation, action, *mask = (torch.cat([part.get(name) for part in parts]) for name in names)
+        policy, _, logits = self.networks.both(self.networks.seen(observation), mask[0] if mask else None, action)
+        return policy, logits, action
 
     def _judge(self, rows: TensorDictBase, logits: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
         """One half of L_C, times ``part``: of rows that all ended well (``outcome`` 1) or badly (0)."""

@@ -131,15 +131,17 @@ def test_the_scales_are_deviations_of_what_was_learnt_from() -> None:
     operator = memory(task(features=3), batches=1, batch_size=16)
     operator.write(steps(operator.spec, 40))
     model, seen = operator.model, []
-    of = model._of
-    model._of = lambda states: seen.append(of(states)) or seen[-1]  # type: ignore[method-assign]
+    of = model._coarse
+    model._coarse = lambda state: seen.append(of(state)) or seen[-1]  # type: ignore[method-assign]
     for _ in range(5):
         operator.learn()
-    coarse, fine = (torch.cat([one[i].detach() for one in seen], 1).squeeze(0) for i in (0, 1))
+    coarse, code = (torch.cat([one[i].detach() for one in seen], 1).squeeze(0) for i in (0, 1))
+    fine = 1 - hoyer(code)
     expected = torch.stack([coarse.std(correction=0), fine.std(correction=0)])
     torch.testing.assert_close(model.deviations[0], expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(fine, 1 - hoyer(torch.cat([one.code.detach() for one in seen], 1).squeeze(0)))
-    torch.testing.assert_close(model.level[0], seen[-1].fine.mean())  # of the last learning only
+    torch.testing.assert_close(model.level[0], fine[-16:].mean())  # of the last learning only
+    told = model.of(model.recent.rows)
+    torch.testing.assert_close(told.fine, 1 - hoyer(told.code))
 
 
 # ------------------------------------------------------------------------------------------------------- what is novel

@@ -237,6 +237,10 @@ MEMORY = [
     ([*NOVELTY, "memory.coarse_fine.batches=2.5"], "memory.coarse_fine.batches=2.5 must be a whole number"),
     ([*NOVELTY, "memory.coarse_fine.hidden=[16,0]"], "hidden=[16, 0] must hold positive widths"),
     ([*NOVELTY, "memory.adamemento.eta=1"], "memory.adamemento"),
+    ([*NOVELTY, "memory.reflection.kappa=0"], "kappa=0 must lie in (0, 1]"),
+    ([*NOVELTY, "memory.reflection.kappa=1.5"], "kappa=1.5 must lie in (0, 1]"),
+    ([*NOVELTY, "memory.reflection.lower=0.9"], "lower=0.9"),
+    ([*NOVELTY, "scope=centralized", "memory.reflection.execution=centralized"], "execution='centralized'"),
 ]
 
 

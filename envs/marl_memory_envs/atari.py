@@ -166,13 +166,21 @@ def vector_env(
 
 
 class _Players(BaseParallelWrapper[str, Any, Any]):
-    """PettingZoo's game with its grey screen as rows and columns, without the channel of one."""
+    """PettingZoo's emulator with its grey screen as rows and columns, without the channel of one.
+
+    PettingZoo's own ``parallel_env`` gives the same, but makes of each frame a turn of every player, and of the turns a
+    frame again, which takes longer than the emulator does.
+
+    Args:
+        env: PettingZoo's environment, without its wrappers.
+    """
 
     def __init__(self, env: Any) -> None:
         from gymnasium.spaces import Box
 
         super().__init__(env)
         self._space = Box(0, 255, env.observation_space(env.possible_agents[0]).shape[:2], np.uint8)
+        self._n_actions = int(env.action_space(env.possible_agents[0]).n)
         self.metadata = {**env.metadata, "render_fps": 15}  # 60 frames a second, four to a step
         self.render_mode = env.render_mode
 
@@ -186,9 +194,18 @@ class _Players(BaseParallelWrapper[str, Any, Any]):
         return {name: seen[..., 0] for name, seen in observations.items()}, infos
 
     def step(self, actions: dict[str, Any]) -> Any:
-        """One frame."""
-        observations, *rest = self.env.step(actions)
-        return {name: seen[..., 0] for name, seen in observations.items()}, *rest
+        """One frame; who is cut off at the time limit leaves, as whoever is out does.
+
+        Raises:
+            ValueError: for an action that does not exist (a negative one would count from the last).
+        """
+        for name, action in actions.items():
+            if not 0 <= action < self._n_actions:
+                raise ValueError(f"action {action} of {name} in {self}: {self._n_actions} exist, from 0 on")
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        self.env.agents = [name for name in self.env.agents if not truncations[name]]
+        seen = {name: screen[..., 0] for name, screen in observations.items()}
+        return seen, rewards, terminations, truncations, infos
 
 
 def players(*, game: str, **kwargs: Any) -> _Players:
@@ -215,7 +232,7 @@ def players(*, game: str, **kwargs: Any) -> _Players:
         made = make(obs_type="grayscale_image", auto_rom_install_path=str(rom_folder()), **kwargs)
     except OSError as error:
         raise ValueError(f"{error}; looked for in {rom_folder()}: {_GET_ROMS}") from error
-    return _Players(made)
+    return _Players(made.unwrapped)
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------

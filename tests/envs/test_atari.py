@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,37 @@ def test_a_players_game_is_cut_by_its_time_limit() -> None:
         td, following = env.step_and_maybe_reset(env.rand_action(td))
         last, td = td, following
     assert last["next", "truncated"].all() and last["next", "agents", "alive"].all()
+
+
+@pytest.mark.parametrize(
+    ("game", "frames"),
+    [
+        ("pong_v3", 150),
+        *(pytest.param(game, 4000, marks=pytest.mark.slow) for game in ("boxing_v2", "mario_bros_v3", "warlords_v3")),
+    ],
+)
+def test_players_get_what_pettingzoos_parallel_env_gives(game: str, frames: int) -> None:
+    """Frame by frame, past ends by a time limit and by players who are out."""
+    module = import_module(f"pettingzoo.atari.{game}")
+    limit = {"max_cycles": max(100, frames // 3)}
+    theirs = module.parallel_env(obs_type="grayscale_image", auto_rom_install_path=str(atari.rom_folder()), **limit)
+    ours, generator, ends = atari.players(game=game, **limit), np.random.default_rng(0), 0
+    assert (ours.possible_agents, ours.render_mode) == (theirs.possible_agents, theirs.render_mode)
+    for frame in range(frames):
+        if frame == 0 or not ours.agents:
+            seed = int(generator.integers(1000))
+            (one, infos), (other, their_infos) = ours.reset(seed=seed), theirs.reset(seed=seed)
+            assert infos == their_infos
+            assert [*one] == [*other] == ours.agents == theirs.agents
+        actions = {name: int(generator.integers(ours.action_space(name).n)) for name in ours.agents}
+        (one, *rest), (other, *their_rest) = ours.step(actions), theirs.step(actions)
+        assert rest == their_rest
+        assert ours.agents == theirs.agents
+        assert all(np.array_equal(one[name], other[name][..., 0]) for name in one) and [*one] == [*other]
+        ends += any((rest[1] | rest[2]).values())
+    assert ends
+    with pytest.raises(ValueError, match=r"action -1 of first_0 in .*: \d+ exist"):
+        ours.step({"first_0": -1})
 
 
 @pytest.mark.slow

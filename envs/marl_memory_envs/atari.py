@@ -62,7 +62,8 @@ def game(
         full_action_space: all 18 actions, instead of those that the game reads.
 
     Raises:
-        ValueError: for a game that ALE does not have, a missing ROM, or a number out of range.
+        ValueError: for a game that ALE does not have, a missing ROM, or a number out of range; for ``noop_max`` with
+            one of the two games whose own actions have none that does nothing (backgammon, video_checkers).
 
     References: Mnih et al. 2015 (preprocessing); Machado et al. 2018, arXiv 1709.06009 (sticky actions).
     """
@@ -85,6 +86,11 @@ def game(
         full_action_space=full_action_space,
         max_num_frames_per_episode=FRAMES,
     )
+    if noop_max and (first := emulator.get_action_meanings()[0]) != "NOOP":
+        raise ValueError(
+            f"env.kwargs.noop_max={noop_max}: the first action of {game} is {first}, and none does nothing; set it to "
+            "0, or env.kwargs.full_action_space=true"
+        )
     seen = AtariPreprocessing(
         emulator,
         noop_max=noop_max,
@@ -251,12 +257,16 @@ def rom_folder() -> Path:
     return Path(os.environ.get("ALE_ROMS_DIR") or Path(str(ale_py.__file__)).parent / "roms")
 
 
+TWO_PLAYERS = ("combat", "joust", "maze_craze", "warlords")
+"""ROMs that ale-py brings though one player can not play them: it ends the process where one tries."""
+
+
 @cache
 def games() -> tuple[str, ...]:
-    """The names of all games that ALE has."""
+    """The names of all games that ALE has for one player."""
     from ale_py import roms
 
-    return tuple(sorted(roms.get_all_rom_ids()))
+    return tuple(sorted(set(roms.get_all_rom_ids()) - set(TWO_PLAYERS)))
 
 
 @cache
@@ -269,6 +279,11 @@ def players_games() -> tuple[str, ...]:
 
 def check_game(name: str) -> None:
     """Raise ValueError unless ALE has the game and its ROM is there; names the nearest ones, or where it should be."""
+    if name in TWO_PLAYERS:
+        known = [other for other in players_games() if other.startswith(name)]
+        raise ValueError(
+            f"env.kwargs.game={name!r} is a game for several players: env=atari/players with {' or '.join(known)}"
+        )
     if name not in games():
         raise ValueError(f"env.kwargs.game={name!r} is none of ALE's games: {_near(name, games())}")
     if not (file := rom_folder() / f"{name}.bin").exists():

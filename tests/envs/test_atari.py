@@ -19,6 +19,7 @@ from marl_memory_envs import atari  # noqa: E402
 from marl_memory_envs.vector import vector_env  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "env" / "atari"
+WITHOUT_NOOP = ("backgammon", "video_checkers")
 BACKENDS = pytest.mark.parametrize("backend", atari.BACKENDS)
 
 
@@ -218,13 +219,22 @@ def test_every_game_of_pettingzoo_can_be_played(game: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("game", atari.games())
 def test_every_game_of_ale_can_be_played(game: str) -> None:
-    env = make(game, n_envs=1)
+    env = make(game, n_envs=1, noop_max=0 if game in WITHOUT_NOOP else 30)
     td = env.reset()
     for _ in range(10):
         _, td = env.step_and_maybe_reset(env.rand_action(td))
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_game_in_which_no_action_does_nothing_is_said() -> None:
+    for game in WITHOUT_NOOP:
+        with pytest.raises(
+            ValueError, match=r"env\.kwargs\.noop_max=30: the first action of .* is FIRE, .*set it to 0"
+        ):
+            make(game, n_envs=1)
+    assert make(WITHOUT_NOOP[0], n_envs=1, full_action_space=True).task_spec.action_sizes == (18,)
 
 
 def test_all_games_are_known() -> None:
@@ -238,6 +248,8 @@ def test_all_games_are_known() -> None:
         ("pongg", r"env\.kwargs\.game='pongg' is none of ALE's games: did you mean pong"),
         ("ALE/MsPacman-v5", r"did you mean ms_pacman"),
         ("BreakoutNoFrameskip-v4", r"did you mean breakout"),
+        ("warlords", r"is a game for several players: env=atari/players with warlords_v3"),
+        ("combat", r"for several players: .* combat_plane_v\d or combat_tank_v\d"),
         ("qqqqqq", r"known are adventure, air_raid"),
     ],
 )

@@ -15,7 +15,13 @@ from tests.envs.trained import assert_trained, train
 
 SMALL = ["network.hidden=[64,64]", "training.evaluation_episodes=2", "training.evaluation_every_frames=1_000_000"]
 BATCHES = [*SMALL, "training.total_frames=10_240", "training.n_envs=16", "training.steps=128"]
-REPLAY = [*SMALL, "training.total_frames=10_240", "algorithm.warmup_frames=2_048", "algorithm.updates_per_frame=0.25"]
+REPLAY = [
+    *SMALL,
+    "training.total_frames=10_240",
+    "training.steps=128",
+    "algorithm.warmup_frames=2_048",
+    "algorithm.updates_per_frame=0.25",
+]
 PICTURES = ["network.channels=[8,8]", "network.kernels=[8,4]", "network.strides=[4,2]", "network.hidden=[32]"]
 ONCE = ["algorithm.epochs=1", "algorithm.minibatches=4"]
 

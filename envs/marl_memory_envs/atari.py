@@ -62,7 +62,8 @@ def game(
         full_action_space: all 18 actions, instead of those that the game reads.
 
     Raises:
-        ValueError: for a game that ALE does not have, a missing ROM, or a number out of range.
+        ValueError: for a game that ALE does not have, a missing ROM, or a number out of range; for ``noop_max`` with
+            one of the two games whose own actions have none that does nothing (backgammon, video_checkers).
 
     References: Mnih et al. 2015 (preprocessing); Machado et al. 2018, arXiv 1709.06009 (sticky actions).
     """
@@ -85,6 +86,11 @@ def game(
         full_action_space=full_action_space,
         max_num_frames_per_episode=FRAMES,
     )
+    if noop_max and (first := emulator.get_action_meanings()[0]) != "NOOP":
+        raise ValueError(
+            f"env.kwargs.noop_max={noop_max}: the first action of {game} is {first}, and none does nothing; set it to "
+            "0, or env.kwargs.full_action_space=true"
+        )
     seen = AtariPreprocessing(
         emulator,
         noop_max=noop_max,
@@ -166,13 +172,21 @@ def vector_env(
 
 
 class _Players(BaseParallelWrapper[str, Any, Any]):
-    """PettingZoo's game with its grey screen as rows and columns, without the channel of one."""
+    """PettingZoo's emulator with its grey screen as rows and columns, without the channel of one.
+
+    PettingZoo's own ``parallel_env`` gives the same, but makes of each frame a turn of every player, and of the turns a
+    frame again, which takes longer than the emulator does.
+
+    Args:
+        env: PettingZoo's environment, without its wrappers.
+    """
 
     def __init__(self, env: Any) -> None:
         from gymnasium.spaces import Box
 
         super().__init__(env)
         self._space = Box(0, 255, env.observation_space(env.possible_agents[0]).shape[:2], np.uint8)
+        self._n_actions = int(env.action_space(env.possible_agents[0]).n)
         self.metadata = {**env.metadata, "render_fps": 15}  # 60 frames a second, four to a step
         self.render_mode = env.render_mode
 
@@ -186,9 +200,18 @@ class _Players(BaseParallelWrapper[str, Any, Any]):
         return {name: seen[..., 0] for name, seen in observations.items()}, infos
 
     def step(self, actions: dict[str, Any]) -> Any:
-        """One frame."""
-        observations, *rest = self.env.step(actions)
-        return {name: seen[..., 0] for name, seen in observations.items()}, *rest
+        """One frame; who is cut off at the time limit leaves, as whoever is out does.
+
+        Raises:
+            ValueError: for an action that does not exist (a negative one would count from the last).
+        """
+        for name, action in actions.items():
+            if not 0 <= action < self._n_actions:
+                raise ValueError(f"action {action} of {name} in {self}: {self._n_actions} exist, from 0 on")
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        self.env.agents = [name for name in self.env.agents if not truncations[name]]
+        seen = {name: screen[..., 0] for name, screen in observations.items()}
+        return seen, rewards, terminations, truncations, infos
 
 
 def players(*, game: str, **kwargs: Any) -> _Players:
@@ -215,7 +238,7 @@ def players(*, game: str, **kwargs: Any) -> _Players:
         made = make(obs_type="grayscale_image", auto_rom_install_path=str(rom_folder()), **kwargs)
     except OSError as error:
         raise ValueError(f"{error}; looked for in {rom_folder()}: {_GET_ROMS}") from error
-    return _Players(made)
+    return _Players(made.unwrapped)
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------
@@ -234,12 +257,16 @@ def rom_folder() -> Path:
     return Path(os.environ.get("ALE_ROMS_DIR") or Path(str(ale_py.__file__)).parent / "roms")
 
 
+TWO_PLAYERS = ("combat", "joust", "maze_craze", "warlords")
+"""ROMs that ale-py brings though one player can not play them: it ends the process where one tries."""
+
+
 @cache
 def games() -> tuple[str, ...]:
-    """The names of all games that ALE has."""
+    """The names of all games that ALE has for one player."""
     from ale_py import roms
 
-    return tuple(sorted(roms.get_all_rom_ids()))
+    return tuple(sorted(set(roms.get_all_rom_ids()) - set(TWO_PLAYERS)))
 
 
 @cache
@@ -252,6 +279,11 @@ def players_games() -> tuple[str, ...]:
 
 def check_game(name: str) -> None:
     """Raise ValueError unless ALE has the game and its ROM is there; names the nearest ones, or where it should be."""
+    if name in TWO_PLAYERS:
+        known = [other for other in players_games() if other.startswith(name)]
+        raise ValueError(
+            f"env.kwargs.game={name!r} is a game for several players: env=atari/players with {' or '.join(known)}"
+        )
     if name not in games():
         raise ValueError(f"env.kwargs.game={name!r} is none of ALE's games: {_near(name, games())}")
     if not (file := rom_folder() / f"{name}.bin").exists():

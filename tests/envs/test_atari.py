@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from marl_memory_envs import atari  # noqa: E402
 from marl_memory_envs.vector import vector_env  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "env" / "atari"
+WITHOUT_NOOP = ("backgammon", "video_checkers")
 BACKENDS = pytest.mark.parametrize("backend", atari.BACKENDS)
 
 
@@ -170,6 +172,37 @@ def test_a_players_game_is_cut_by_its_time_limit() -> None:
     assert last["next", "truncated"].all() and last["next", "agents", "alive"].all()
 
 
+@pytest.mark.parametrize(
+    ("game", "frames"),
+    [
+        ("pong_v3", 150),
+        *(pytest.param(game, 4000, marks=pytest.mark.slow) for game in ("boxing_v2", "mario_bros_v3", "warlords_v3")),
+    ],
+)
+def test_players_get_what_pettingzoos_parallel_env_gives(game: str, frames: int) -> None:
+    """Frame by frame, past ends by a time limit and by players who are out."""
+    module = import_module(f"pettingzoo.atari.{game}")
+    limit = {"max_cycles": max(100, frames // 3)}
+    theirs = module.parallel_env(obs_type="grayscale_image", auto_rom_install_path=str(atari.rom_folder()), **limit)
+    ours, generator, ends = atari.players(game=game, **limit), np.random.default_rng(0), 0
+    assert (ours.possible_agents, ours.render_mode) == (theirs.possible_agents, theirs.render_mode)
+    for frame in range(frames):
+        if frame == 0 or not ours.agents:
+            seed = int(generator.integers(1000))
+            (one, infos), (other, their_infos) = ours.reset(seed=seed), theirs.reset(seed=seed)
+            assert infos == their_infos
+            assert [*one] == [*other] == ours.agents == theirs.agents
+        actions = {name: int(generator.integers(ours.action_space(name).n)) for name in ours.agents}
+        (one, *rest), (other, *their_rest) = ours.step(actions), theirs.step(actions)
+        assert rest == their_rest
+        assert ours.agents == theirs.agents
+        assert all(np.array_equal(one[name], other[name][..., 0]) for name in one) and [*one] == [*other]
+        ends += any((rest[1] | rest[2]).values())
+    assert ends
+    with pytest.raises(ValueError, match=r"action -1 of first_0 in .*: \d+ exist"):
+        ours.step({"first_0": -1})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("game", atari.players_games())
 def test_every_game_of_pettingzoo_can_be_played(game: str) -> None:
@@ -186,13 +219,22 @@ def test_every_game_of_pettingzoo_can_be_played(game: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("game", atari.games())
 def test_every_game_of_ale_can_be_played(game: str) -> None:
-    env = make(game, n_envs=1)
+    env = make(game, n_envs=1, noop_max=0 if game in WITHOUT_NOOP else 30)
     td = env.reset()
     for _ in range(10):
         _, td = env.step_and_maybe_reset(env.rand_action(td))
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_game_in_which_no_action_does_nothing_is_said() -> None:
+    for game in WITHOUT_NOOP:
+        with pytest.raises(
+            ValueError, match=r"env\.kwargs\.noop_max=30: the first action of .* is FIRE, .*set it to 0"
+        ):
+            make(game, n_envs=1)
+    assert make(WITHOUT_NOOP[0], n_envs=1, full_action_space=True).task_spec.action_sizes == (18,)
 
 
 def test_all_games_are_known() -> None:
@@ -206,6 +248,8 @@ def test_all_games_are_known() -> None:
         ("pongg", r"env\.kwargs\.game='pongg' is none of ALE's games: did you mean pong"),
         ("ALE/MsPacman-v5", r"did you mean ms_pacman"),
         ("BreakoutNoFrameskip-v4", r"did you mean breakout"),
+        ("warlords", r"is a game for several players: env=atari/players with warlords_v3"),
+        ("combat", r"for several players: .* combat_plane_v\d or combat_tank_v\d"),
         ("qqqqqq", r"known are adventure, air_raid"),
     ],
 )

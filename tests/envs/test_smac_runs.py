@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.envs.trained import assert_trained
+
 for package in ("smacv2", "pysc2", "s2clientprotocol", "portpicker", "websocket"):
     pytest.importorskip(package, reason=f"{package} is not installed: docs/smac.md says how")
 
@@ -54,6 +56,7 @@ def test_smac_trains_with_memory_and_resumes_to_the_same_bits(environment: dict[
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     words = ("train", "env=smac/3m", *SMALL, "training.total_frames=12_800")
     command(*words, f"run_folder={straight}", environment=environment)
+    assert_trained(straight, 12_800)
     found = rows(straight)
     last = found[-1]
     assert float(last["memory/mnemo_region/rows"]) > 0 and float(last["memory/mnemo_region/strength"]) > 0
@@ -77,7 +80,7 @@ def test_smacv2_trains_while_games_crash_and_hang(environment: dict[str, str], t
     said = command(*words, f"run_folder={run}", environment={**environment, **faults})
     dropped = sum(int(float(row["train/dropped"] or 0)) for row in rows(run))
     assert dropped >= 4 and said.count("an episode is dropped") >= dropped
-    assert int(float(rows(run)[-1]["frames"])) == 10_240
+    assert_trained(run, 10_240)
 
 
 def test_nothing_is_left_of_a_run_that_is_killed(environment: dict[str, str], tmp_path: Path) -> None:

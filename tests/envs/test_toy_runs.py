@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from marl_memory import cli
-from marl_memory.training.logging import MetricsFile
 from marl_memory.training.run import evaluate_run
 from tests import fresh
 from tests.envs.test_toy import NAMES
+from tests.envs.trained import assert_trained, train
 from tests.training.test_resume import OFF_POLICY, RESUME_ALL, TOY, assert_same_runs, train_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -23,11 +22,6 @@ def host(name: str) -> str:
     if name.startswith(TEAMS):
         return "mappo"
     return "td3" if "continuous" in name else "ppo"
-
-
-def train(folder: Path, *overrides: str) -> MetricsFile:
-    cli.main(["train", *overrides, "logger.quiet=true", "logger.tensorboard=false", f"run_folder={folder}"])
-    return MetricsFile(folder / "metrics.csv")
 
 
 def greedy(folder: Path, *overrides: str) -> tuple[float, float]:
@@ -119,6 +113,6 @@ def test_ten_thousand_frames(name: str, tmp_path: Path) -> None:
     options = ["training.n_envs=16", "training.steps=128", "training.total_frames=10_240", "network.hidden=[64,64]"]
     if host(name) == "td3":
         options += ["algorithm.warmup_frames=2_048", "algorithm.updates_per_frame=0.25"]
-    metrics = train(tmp_path / "run", f"env=toy/{name}", f"algorithm={host(name)}", *options)
-    assert metrics.column("frames")[1][-1] == 10_240
+    train(tmp_path / "run", f"env=toy/{name}", f"algorithm={host(name)}", *options)
+    assert_trained(tmp_path / "run", 10_240)
     assert evaluate_run(tmp_path / "run", episodes=32).returns.isfinite().all()

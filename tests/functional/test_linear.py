@@ -11,7 +11,12 @@ from marl_memory.functional.linear import linear
 
 ROWS, FAN_IN, FAN_OUT = 500, 120, 80  # 4.8 million multiplications
 
-pytestmark = pytest.mark.skipif(not module._ONEDNN, reason="this PyTorch comes without oneDNN")
+pytestmark = pytest.mark.skipif(not module._AVAILABLE, reason="this PyTorch comes without oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _not_intels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ONEDNN", True)
 
 
 @pytest.fixture
@@ -98,6 +103,18 @@ def test_small_products_other_types_and_autocast_are_pytorch_s_own(asked: list[t
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
     assert not asked
+
+
+@pytest.mark.parametrize(("maker", "by_mkl"), [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_mkl_is_left_to_its_own_maker_s_processors(
+    maker: str, by_mkl: bool, asked: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.Path, "read_text", lambda _: f"processor : 0\nvendor_id : {maker}\n")
+    assert module._intel() == by_mkl
+    monkeypatch.setattr(module, "_ONEDNN", not module._intel())
+    given = operands(requires_grad=False)
+    assert torch.equal(linear(*given), F.linear(*given)) or not by_mkl
+    assert bool(asked) != by_mkl
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

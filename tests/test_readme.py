@@ -132,7 +132,13 @@ def test_python_blocks_run(page: str, stopped_run: Path, user_folder: Path) -> N
             printed = output.getvalue()
 
 
-@pytest.mark.parametrize("page", with_language("sh"))
+LONG = {"docs/cli.md", "docs/results/README.md"}
+"""Pages of many commands: slow tests."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in with_language("sh")]
+)
 def test_shell_blocks_run(page: str, stopped_run: Path, user_folder: Path, tmp_path: Path) -> None:
     shell = "".join(content for language, content in blocks(page) if language == "sh")
     noted = note_commands(shell, tmp_path / "stand-ins")

@@ -81,10 +81,11 @@ def test_killed_often_it_ends_in_the_same_tables(where: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["study.executor=ray", "study.executor_options={num_cpus: 2}"], id="ray", marks=pytest.mark.slow),
+        pytest.param(["study.executor=ray", "study.executor_options={num_cpus: 2}"], id="ray"),
         pytest.param(["study.executor=submitit", "study.executor_options={cluster: local}"], id="submitit"),
     ],
 )
+@pytest.mark.slow
 def test_other_executors_give_the_same_bits(where: Path, words: list[str]) -> None:
     folder = words[0].partition("=")[2]
     arms = ("study.arms=[no_memory,shared]", "study.equal=[]", "study.seeds=[0]")

@@ -178,19 +178,20 @@ MORE = {
 
 
 ON_HOSTS = [
-    pytest.param(memory, host, marks=[pytest.mark.slow] * (place > 0), id=f"{memory}-{host[0]}")
+    pytest.param(memory, host, scopes, marks=[pytest.mark.slow] * slow, id=f"{memory}-{host[0]}-{'-'.join(scopes)}")
     for memory, hosts in MEMORIES.items()
     for place, host in enumerate(hosts)
+    for scopes, slow in (((SCOPES[-1],), place > 0), (SCOPES[:-1], place > 0 or not memory.startswith("mnemo")))
 ]
-"""Each memory on the first of its hosts; on the others as slow tests."""
+"""Each memory on the first of its hosts, Mnemo's in every scope, the others in one; the rest as slow tests."""
 
 
-@pytest.mark.parametrize(("memory", "host"), ON_HOSTS)
+@pytest.mark.parametrize(("memory", "host", "scopes"), ON_HOSTS)
 def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(
-    memory: str, host: tuple[str, str], tmp_path: Path
+    memory: str, host: tuple[str, str], scopes: tuple[str, ...], tmp_path: Path
 ) -> None:
     (algorithm, env), pairs = host, []
-    for scope in SCOPES:
+    for scope in scopes:
         small = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
         options = [f"env={env}", f"algorithm={algorithm}", *small, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
@@ -329,6 +330,7 @@ def test_kill_nine_in_the_middle_of_a_write_loses_nothing_before_it(algorithm: s
         assert_same_runs(tmp_path / "straight", folder)
 
 
+@pytest.mark.slow
 def test_kill_nine_before_the_first_checkpoint(tmp_path: Path) -> None:
     options = [*TOY, "algorithm=ippo", "training.evaluation_episodes=300"]  # the first evaluation takes a while
     train(tmp_path / "straight", *options)

@@ -182,6 +182,7 @@ def proxy() -> Iterator[tuple[str, list[Any]]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_the_real_package_writes_offline_and_asks_no_other_host(tmp_path: Path, proxy: tuple[str, list[Any]]) -> None:
     pytest.importorskip("wandb")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}

@@ -162,12 +162,13 @@ def test_a_folder_is_one_studys(plan: Planner) -> None:
     assert other_study(before, plan()) == "it holds study=another"
 
 
+MANY_TASKS = {"adamemento_tasks", "operators_ppo", "scopes_gradient", "scopes_region"}
+"""Studies that take seconds to plan."""
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name == "adamemento_tasks" else name  # 156 runs
-        for name in options("study", [config_dir()])
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in MANY_TASKS)) for name in options("study", [config_dir()])],
 )
 def test_the_studies_that_come_ready_can_be_planned(name: str) -> None:
     made = make_plan([f"study={name}"])

@@ -133,6 +133,7 @@ KEYS = [
     (["algorithm._target_=json.loads"], "algorithm._target_=json.loads must name a subclass of Algorithm"),
     (["+memory.x.y=1"], "memory.x._target_=None must name a class or function"),
     (["scope=shared"], "scope=shared has no effect without a memory"),
+    (["scope=shared", "memory=[cloning]"], "scope=shared has no effect without a memory"),
     (["env=pettingzoo"], "env.factory is missing: give env.factory="),
     (["seed=[1"], "'seed=[1' can not be read"),
     (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),

@@ -198,9 +198,10 @@ def check_config(config: Mapping[str, Any]) -> Schedule:
     check_arguments("logger", Logger, config["logger"], built=("folder", "total_frames", "config"))
     check_arguments("training", Schedule, config["training"], others=TRAINING)
     memory, seed = config.get("memory") or {}, config["seed"]
-    if config.get("scope") is not None and not memory:
+    if config.get("scope") is not None and not any("scope" in node for node in memory.values()):
         raise ValueError(
-            f"scope={config['scope']} has no effect without a memory: leave it out, or name one in memory=[…]"
+            f"scope={config['scope']} has no effect without a memory of agents' experience: leave it out, or name one "
+            "in memory=[…]"
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")

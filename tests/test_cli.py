@@ -25,6 +25,8 @@ SMALL = [
     "training.evaluation_every_frames=128",
     "training.evaluation_episodes=4",
     "network.hidden=[16,16]",
+    "algorithm.epochs=2",
+    "algorithm.minibatches=2",
 ]
 
 

@@ -21,6 +21,7 @@ from marl_memory.training.sweep import Prefixed, check_jobs
 SMALL = (
     "training.n_envs=4", "training.steps=16", "training.total_frames=128", "training.checkpoint_every_frames=128",
     "training.evaluation_every_frames=128", "training.evaluation_episodes=4", "network.hidden=[16,16]",
+    "algorithm.epochs=2", "algorithm.minibatches=2",
 )  # fmt: skip
 
 OWN_TASK = """

@@ -408,6 +408,7 @@ def test_a_run_in_processes_equals_a_serial_one_and_resumes(tmp_path: Path) -> N
         "env=toy/masked_duel", "algorithm=mappo", "training.n_envs=4", "training.steps=16", "training.total_frames=256",
         "training.checkpoint_every_frames=128", "training.evaluation_every_frames=128",
         "training.evaluation_episodes=4", "network.hidden=[16,16]", "logger.tensorboard=false", "logger.quiet=true",
+        "algorithm.epochs=2", "algorithm.minibatches=2",
     ]  # fmt: skip
 
     def state(name: str) -> Any:

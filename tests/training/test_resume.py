@@ -36,6 +36,8 @@ TOY = [
     "network.hidden=[16,16]",
     "logger.quiet=true",
 ]
+FEW = ["algorithm.epochs=2", "algorithm.minibatches=2"]
+"""Updates an iteration: 4 instead of 64. Who is to be killed in the middle makes all of them."""
 SMAX = [
     "env=smax/3m",
     "training.n_envs=8",
@@ -100,7 +102,7 @@ def assert_same_runs(a: Path, b: Path) -> None:
 def test_resume_equals_uninterrupted_on_a_team_with_masks_and_deaths(tmp_path: Path) -> None:
     for algorithm in ("ippo", "mappo"):
         straight, halved = (tmp_path / f"{algorithm}_{name}" for name in ("straight", "halved"))
-        options = [*TOY, f"algorithm={algorithm}"]
+        options = [*TOY, *FEW, f"algorithm={algorithm}"]
         options += ["algorithm.normalise_observations=true", "algorithm.scale_rewards=true"]
         train_here(straight, *options)
         train_here(halved, *options, "training.stop_at_frames=640")  # not a multiple of the checkpoint interval
@@ -192,7 +194,7 @@ def test_resume_equals_uninterrupted_with_a_memory_in_every_scope(
 ) -> None:
     (algorithm, env), pairs = host, []
     for scope in scopes:
-        small = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else TOY[1:]
+        small = OFF_POLICY if algorithm in ("td3", "maddpg", "matd3", "dqn") else [*TOY[1:], *FEW]
         options = [f"env={env}", f"algorithm={algorithm}", *small, f"memory=[{memory}]", f"scope={scope}"]
         options += [f"memory.{memory}.capacity=192", f"memory.{memory}.strength_final=0.5"]
         options += MORE.get(memory, [f"memory.{memory}.min_rows=16", f"memory.{memory}.payloads=shuffled"])
@@ -221,7 +223,7 @@ def test_resume_equals_uninterrupted_with_returns_over_the_replay(
     algorithm: str, env: str, more: list[str], tmp_path: Path
 ) -> None:
     """The returns, the clock of their refreshes and the generator of the smoothing noise included."""
-    host = TOY[1:] if algorithm == "mappo" else OFF_POLICY
+    host = [*TOY[1:], *FEW] if algorithm == "mappo" else OFF_POLICY
     options = [f"env={env}", f"algorithm={algorithm}", *host, "memory=[gem]", *more, "memory.gem.refresh_every=72"]
     options += ["memory.gem.capacity=400", "memory.gem.strength_final=0.5"]  # a part of the replay
     straight, halved = tmp_path / "straight", tmp_path / "halved"
@@ -255,9 +257,11 @@ for folder in sys.argv[1:]:
 def test_resume_equals_uninterrupted_on_smax(tmp_path: Path) -> None:
     halved = []
     for algorithm in ("ippo", "mappo"):
-        train_here(tmp_path / f"{algorithm}_straight", *SMAX, f"algorithm={algorithm}")
+        train_here(tmp_path / f"{algorithm}_straight", *SMAX, *FEW, f"algorithm={algorithm}")
         halved.append(tmp_path / f"{algorithm}_halved")
-        train_here(halved[-1], *SMAX, f"algorithm={algorithm}", "training.stop_at_frames=768")  # between checkpoints
+        train_here(
+            halved[-1], *SMAX, *FEW, f"algorithm={algorithm}", "training.stop_at_frames=768"
+        )  # between checkpoints
         assert int(rows(halved[-1])[-1]["frames"]) == 768
     fresh.python(RESUME_ALL, *halved, check=True)  # a new process
     for algorithm in ("ippo", "mappo"):
@@ -339,7 +343,7 @@ def test_kill_nine_before_the_first_checkpoint(tmp_path: Path) -> None:
 
 
 def test_resume_equals_uninterrupted_with_continuous_actions(tmp_path: Path) -> None:
-    options = ["env=toy/rendezvous", *TOY[1:], "algorithm=mappo", "env.kwargs={unequal: true}"]
+    options = ["env=toy/rendezvous", *TOY[1:], *FEW, "algorithm=mappo", "env.kwargs={unequal: true}"]
     options += ["algorithm.normalise_observations=true"]
     train_here(tmp_path / "straight", *options)
     train_here(tmp_path / "halved", *options, "training.stop_at_frames=640")
@@ -373,7 +377,7 @@ def test_kill_nine_on_smax(algorithm: str, tmp_path: Path) -> None:
 
 
 def test_same_seed_same_bits_another_seed_others(tmp_path: Path) -> None:
-    short = [*TOY, "algorithm=mappo", "training.total_frames=256"]
+    short = [*TOY, *FEW, "algorithm=mappo", "training.total_frames=256"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(tmp_path / name, *short, f"seed={seed}")
     assert_same_runs(tmp_path / "a", tmp_path / "b")

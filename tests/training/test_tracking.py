@@ -20,7 +20,7 @@ from marl_memory.training.logging import Logger
 TOY = (
     "env=toy/masked_duel algorithm=mappo training.n_envs=4 training.steps=16 training.total_frames=256 "
     "training.checkpoint_every_frames=128 training.evaluation_every_frames=128 training.evaluation_episodes=4 "
-    "network.hidden=[8] logger.quiet=true logger.tensorboard=false"
+    "network.hidden=[8] algorithm.epochs=1 algorithm.minibatches=1 logger.quiet=true logger.tensorboard=false"
 ).split()
 
 

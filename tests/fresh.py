@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SERVE = """
-import json, os, sys
+import gc, json, os, sys
+import matplotlib.pyplot, torch.utils.tensorboard
 import marl_memory.cli, marl_memory.study.command, marl_memory.training.run, marl_memory.training.video
+import marl_memory.algorithms.ppo, marl_memory_envs.vector
 
 def become(job):
     os.chdir(job["cwd"])
@@ -31,6 +33,8 @@ def become(job):
     sys.exit()
 
 sys.path.insert(0, "")
+gc.collect()
+gc.freeze()  # else a child that ends looks through all that was imported, and so gets a copy of it
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

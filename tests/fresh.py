@@ -1,6 +1,6 @@
 """New processes without the seconds of importing: forks of one that has imported the library and done nothing else.
 
-Tests of importing itself, of signals, of what is killed and of further processes start interpreters of their own.
+Tests of importing itself, and of what is killed or signalled from outside, start interpreters of their own.
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ def test_every_job_has_a_folder_of_its_own(folder: Path) -> None:
     assert learned(jobs[2]) != learned(jobs[3])
 
 
+@pytest.mark.slow
 def test_side_by_side_is_the_same_as_alone(folder: Path) -> None:
     done = train("-m", *OWN, "seed=0,1", *SIDE_BY_SIDE, "run_folder=side", cwd=folder)
     assert learned(folder / "side_job_1") == learned(folder / "alone")

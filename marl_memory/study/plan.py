@@ -109,7 +109,7 @@ def _compose(study: Study, words: Sequence[str]) -> dict[tuple[str, str], dict[i
     configs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for task, arm in itertools.product(study.tasks, study.arms):
-            own = _merged(study.tasks[task], study.arms[arm])
+            own = _merged(study.tasks[task], study.arms[arm], [config_dir(), *folders_of_the_user(words)])
             if study.budget is not None:
                 if (word := own.get("training.total_frames")) is not None:
                     raise ConfigError(
@@ -130,15 +130,29 @@ def _compose(study: Study, words: Sequence[str]) -> dict[tuple[str, str], dict[i
     return configs
 
 
-def _merged(common: Sequence[str], arm: Sequence[str]) -> dict[str, str]:
+def _merged(common: Sequence[str], arm: Sequence[str], folders: Sequence[Path]) -> dict[str, str]:
     """Overrides by key, an arm's last; without those that ``common`` has of operators that the arm does not."""
     words, own = {_key(word): word for word in (*common, *arm)}, {_key(word) for word in arm}
-    chosen = re.findall(r"[\w.-]+", words.get("memory", "").partition("=")[2])
+    chosen = _with_parts(re.findall(r"[\w.-]+", words.get("memory", "").partition("=")[2]), folders)
     return {
         key: word
         for key, word in words.items()
         if key in own or not key.startswith("memory.") or key.split(".")[1] in chosen
     }
+
+
+def _with_parts(names: Sequence[str], folders: Sequence[Path]) -> set[str]:
+    """Memories by name, and those that their files put beside them: adamemento is reflection and coarse_fine."""
+    from omegaconf import OmegaConf
+
+    found: set[str] = set()
+    for name in names:
+        found.add(name)
+        for file in (folder / "memory" / f"{name}.yaml" for folder in folders):
+            if file.exists():
+                parts: Any = OmegaConf.load(file).get("defaults", [])
+                found |= _with_parts([part for part in parts if part != "_self_"], folders)
+    return found
 
 
 def _resolve(node: Any, seed: int) -> dict[str, Any]:

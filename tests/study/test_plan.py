@@ -61,6 +61,25 @@ def test_the_command_line_changes_the_file_and_all_runs(plan: Planner) -> None:
         assert (config["algorithm"]["lr"], config["training"]["total_frames"]) == (0.5, 512)
 
 
+def test_keys_reach_the_parts_of_a_composed_memory(plan: Planner) -> None:
+    keys = "[memory.reflection.capacity=64, memory.coarse_fine.latent=3, memory.cloning.coefficient=0.5]"
+    arms = ("study.arms={none: ['memory=[]'], both: ['memory=[adamemento]'], one: ['memory=[coarse_fine]']}",)
+    made = plan(
+        *arms,
+        "study.equal=[]",
+        "study.budget=8192",
+        "study.common=[env=toy/masked_duel,algorithm=mappo]",
+        f"study.tasks={{meet: {keys}}}",
+    )
+    both, one = (made.configs["meet", arm, 0]["memory"] for arm in ("both", "one"))
+    assert (both["reflection"]["capacity"], both["coarse_fine"]["latent"], both["cloning"]["coefficient"]) == (
+        64,
+        3,
+        0.5,
+    )
+    assert list(one) == ["coarse_fine"] and one["coarse_fine"]["latent"] == 3
+
+
 def test_an_operator_is_chosen_by_name(plan: Planner) -> None:
     text = TINY.replace("  - algorithm.minibatches=1\n  - algorithm.epochs=1\n", "").replace(
         "env=toy/rendezvous", "env=mpe/simple_spread"

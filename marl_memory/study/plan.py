@@ -150,8 +150,8 @@ def _with_parts(names: Sequence[str], folders: Sequence[Path]) -> set[str]:
         found.add(name)
         for file in (folder / "memory" / f"{name}.yaml" for folder in folders):
             if file.exists():
-                parts: Any = OmegaConf.load(file).get("defaults", [])
-                found |= _with_parts([part for part in parts if part != "_self_"], folders)
+                node: Any = OmegaConf.load(file)
+                found |= _with_parts([part for part in node.get("defaults", []) if part != "_self_"], folders)
     return found
 
 

@@ -34,7 +34,7 @@ OFF_POLICY = [
     "algorithm.batch_size=32",
     "algorithm.warmup_frames=64",
     "algorithm.capacity=512",
-    "algorithm.updates_per_frame=0.25",
+    "algorithm.updates_per_frame=0.0625",
 ]
 REGION = ["memory=[mnemo_region]", "memory.mnemo_region.min_rows=16"]
 GRADIENT = ["memory=[mnemo_gradient]", "memory.mnemo_gradient.min_rows=16"]

@@ -117,7 +117,7 @@ OFF_POLICY = [
     "algorithm.batch_size=16",
     "algorithm.warmup_frames=128",
     "algorithm.capacity=600",  # the ring wraps
-    "algorithm.updates_per_frame=0.25",
+    "algorithm.updates_per_frame=0.0625",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
@@ -14,6 +15,9 @@ from marl_memory.spec import TaskSpec
 K = Keys()
 
 SCOPES = ("per_agent", "shared", "centralized")
+
+FIRST = [SCOPES[0], *(pytest.param(scope, marks=pytest.mark.slow) for scope in SCOPES[1:])]
+"""For what an option does: it meets the other scopes in the slow tests."""
 
 
 def task(

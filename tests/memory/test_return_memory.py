@@ -16,7 +16,7 @@ from marl_memory.memory.operator import Memory
 from marl_memory.memory.return_memory import ReturnMemory
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
-from tests.memory.tasks import SCOPES, normal, task
+from tests.memory.tasks import FIRST, SCOPES, normal, task
 
 K = Keys()
 
@@ -257,7 +257,7 @@ def test_a_replay_keeps_what_is_recalled_and_not_what_is_written_of_the_collecti
 # ------------------------------------------------------------------------------------------------- contract, bad input
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", FIRST)
 @pytest.mark.parametrize(
     "options",
     [

@@ -18,7 +18,7 @@ from marl_memory.memory.self_imitation import NAME, SelfImitation
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
-from tests.memory.tasks import SCOPES, task
+from tests.memory.tasks import FIRST, SCOPES, task
 
 K = Keys()
 OWN = (*K.replay, NAME)
@@ -329,7 +329,7 @@ def test_what_was_better_becomes_likelier_and_its_value_rises() -> None:
 # ------------------------------------------------------------------------------------------------- contract, bad input
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", FIRST)
 @pytest.mark.parametrize(
     "options", [{"normalise": False, "clip": None}, {"priority": 0.0}, {"correction": 1.0}], ids=str
 )

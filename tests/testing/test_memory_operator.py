@@ -25,6 +25,7 @@ from marl_memory.memory.store import POLICIES
 from marl_memory.spec import TaskSpec
 from marl_memory.testing import check_memory_operator
 from marl_memory.testing.batches import CRITICS, SPECS
+from tests.memory.tasks import FIRST
 
 CAPACITY = 48
 SMALL = {"capacity": CAPACITY, "neighbours": 4, "min_rows": 1}
@@ -36,7 +37,10 @@ EAGER = {"least": 1, "alike": 10, "kappa": 0.05}
 
 
 def configured() -> list[Any]:
-    """Each operator that a config names, in every scope and with every policy that it takes."""
+    """Each operator that a config names, in every scope and with every policy that it takes.
+
+    Fast are every scope with the first policy, and every policy in the first scope.
+    """
     found = []
     for file in sorted((config_dir() / "memory").glob("*.yaml")):
         node: Any = OmegaConf.load(file)
@@ -53,9 +57,9 @@ def configured() -> list[Any]:
         for scope in SCOPES if "scope" in takes else (None,):
             for policy in policies if "policy" in takes else (None,):
                 options = {key: value for key, value in (("scope", scope), ("policy", policy)) if value is not None}
-                found.append(
-                    pytest.param(partial(target, **small, **options), id="-".join([file.stem, *options.values()]))
-                )
+                slow = scope not in (None, SCOPES[0]) and policy not in (None, policies[0])
+                make, name = partial(target, **small, **options), "-".join([file.stem, *options.values()])
+                found.append(pytest.param(make, id=name, marks=[pytest.mark.slow] * slow))
     return found
 
 
@@ -68,7 +72,7 @@ def test_the_defaults_keep_the_contract_too() -> None:
     check_memory_operator(GradientField, specs=SPECS[:1], capacity=4096)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", FIRST)
 @pytest.mark.parametrize(
     "options", [{"projection": 3}, {"keep_neighbours": 5, "keep_rows": 512}, {"payloads": "shuffled"}], ids=str
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from marl_memory.keys import Keys
@@ -155,9 +156,9 @@ class TaskSpec:
         """``[A, P]``: False marks padding."""
         return _valid(self.action_sizes)
 
-    @property
+    @cached_property
     def keys(self) -> Keys:
-        """The TensorDict entries of this task."""
+        """The TensorDict entries of this task: asked for at every step, and made once."""
         return Keys(self.group)
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -382,7 +382,7 @@ class SmaxVector(AgentsEnv):
 
     def __init__(self, options: Options, n_envs: int, seed: int, group: str = "agents") -> None:
         self.simulator = simulator(options)
-        spec = TaskSpec(**{**vars(self.simulator.spec), "group": group})
+        spec = replace(self.simulator.spec, group=group)
         super().__init__(spec, n_envs)
         self._carry = self.simulator.blank(environment_seeds(seed, n_envs))
         self._started = False

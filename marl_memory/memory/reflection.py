@@ -245,12 +245,14 @@ class Reflection(MemoryOperator):
     @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Put memory's action where it is to act, and say where, how probable that was, and by which policy."""
-        k, alive = self.spec.keys, td.get(self.spec.keys.alive)
+        k = self.spec.keys
+        agents = td.get(k.group)  # by a path a name is found in twice the time
+        alive = agents.get(k.alive[-1])
         if self.strength == 0 or self.threshold.closed or not bool(self.ready.any()):
             for key, entry in self._entries.items():
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
-        agents, able = td.get(k.group), alive & self.ready  # by a path a name is found in twice the time
+        able = alive & self.ready
         observation, before = agents.get(k.observation[-1]), agents.get(k.action[-1])
         mask = None if self.spec.continuous else agents.get(k.action_mask[-1])
         if mask is not None and self.few.fit(observation):

@@ -565,11 +565,11 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def _check_task(folder: Path, run: Mapping[str, Any], spec: TaskSpec) -> None:
     """Raise RunFolderError if the environment is no longer the one that the run was made with."""
-    made_with = TaskSpec.from_dict(run["task"])
-    for key, then in vars(made_with).items():
-        if (now := getattr(spec, key)) != then:
+    now = spec.to_dict()
+    for key, then in TaskSpec.from_dict(run["task"]).to_dict().items():
+        if now[key] != then:
             raise RunFolderError(
-                f"{folder} was made with a task of {key}={then}, which is {now} now: the environment has changed "
+                f"{folder} was made with a task of {key}={then}, which is {now[key]} now: the environment has changed "
                 f"(another version? run.json names those of the run)"
             )
 

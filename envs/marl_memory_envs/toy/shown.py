@@ -5,6 +5,7 @@ Both run the same `Simulator`, the first with N = 1, so they agree to the last b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ from pettingzoo import ParallelEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from marl_memory.spec import TaskSpec
 from marl_memory_envs.base import AgentsEnv, assemble, environment_seeds
 from marl_memory_envs.toy.rules import Rules, Streams
 
@@ -134,7 +134,7 @@ class ToyVector(AgentsEnv):
     def __init__(self, rules: Rules, n_envs: int, seed: int, group: str = "agents") -> None:
         if n_envs < 1:
             raise ValueError(f"n_envs={n_envs} must be at least 1")
-        spec = TaskSpec(**{**vars(rules.spec), "group": group})
+        spec = replace(rules.spec, group=group)
         super().__init__(spec, n_envs)
         self.simulator = Simulator(rules, environment_seeds(seed, n_envs))
         self._started = False

@@ -242,7 +242,6 @@ class Reflection(MemoryOperator):
 
     # ------------------------------------------------------------------------------------------------------------- act
 
-    @torch.no_grad()
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Put memory's action where it is to act, and say where, how probable that was, and by which policy."""
         k = self.spec.keys
@@ -253,7 +252,7 @@ class Reflection(MemoryOperator):
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
         able = alive & self.ready
-        observation, before = agents.get(k.observation[-1]), agents.get(k.action[-1])
+        observation, before = agents.get(k.observation[-1]), agents.get(k.action[-1]).detach()
         mask = None if self.spec.continuous else agents.get(k.action_mask[-1])
         if mask is not None and self.few.fit(observation):
             chosen = self.few.choose(
@@ -272,6 +271,7 @@ class Reflection(MemoryOperator):
             where = where.unsqueeze(-1) & self.networks.vectors.valid
         return self._tell(td, torch.where(where, chosen.action, before), chosen)
 
+    @torch.no_grad()
     def _choose(self, observation: Tensor, mask: Tensor | None, able: Tensor) -> Chosen:
         """What is to be done at any number of observations, by PyTorch."""
         policy, mode, logits = self.networks.both(self.networks.seen(observation), mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +19,13 @@ def test_of_sizes() -> None:
     assert (team.agents, team.action_sizes, team.continuous) == (("team_0", "team_1"), (5, 5), False)
     assert (team.state_size, team.own_state, team.keys.observation) == (6, False, ("team", "observation"))
     assert TaskSpec.from_dict(team.to_dict()) == team
+
+
+def test_names_of_entries_are_made_once_and_are_no_field() -> None:
+    one = TaskSpec.of_sizes(observation_size=3, n_actions=5)
+    assert one.keys is one.keys
+    assert replace(one, group="team").keys.observation == ("team", "observation")
+    assert one == TaskSpec.from_dict(one.to_dict()) == pickle.loads(pickle.dumps(one))
 
 
 @pytest.mark.parametrize(

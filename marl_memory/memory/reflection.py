@@ -252,6 +252,7 @@ class Reflection(MemoryOperator):
                 put(td, key, entry.zeros(td.batch_size, torch.float32).to(alive.device))
             return td
         able = alive & self.ready
+        # Gradients are cut off where some could begin: entering no_grad at every step takes longer.
         observation, before = agents.get(k.observation[-1]), agents.get(k.action[-1]).detach()
         mask = None if self.spec.continuous else agents.get(k.action_mask[-1])
         if mask is not None and self.few.fit(observation):

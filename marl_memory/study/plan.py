@@ -151,7 +151,8 @@ def _with_parts(names: Sequence[str], folders: Sequence[Path]) -> set[str]:
         for file in (folder / "memory" / f"{name}.yaml" for folder in folders):
             if file.exists():
                 node: Any = OmegaConf.load(file)
-                found |= _with_parts([part for part in node.get("defaults", []) if part != "_self_"], folders)
+                parts = [part for part in node.get("defaults", []) if isinstance(part, str) and part != "_self_"]
+                found |= _with_parts(parts, folders)
     return found
 
 

@@ -240,6 +240,18 @@ def test_strength_is_how_often_memory_takes_over() -> None:
     assert greedy.get(K.taken)[greedy.get(K.act_weight) > 0].all()
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_acting_records_no_gradients(continuous: bool) -> None:
+    spec = task(2, continuous=continuous)
+    operator, td = taught(memory(spec, kappa=0.001)), batch(spec, 53)
+    if continuous:
+        td.get(K.action).requires_grad_()
+    with torch.enable_grad():
+        out = acted(operator, td)
+    assert out.get(K.taken).any()
+    assert not any(x.requires_grad for key in (K.action, *operator.entries) if (x := out.get(key)) is not None)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear", "adaptive"])
 def test_the_threshold_follows_its_schedule(schedule: str) -> None:
     final = 0.9 if schedule == "linear" else None

@@ -422,6 +422,21 @@ def test_an_arm_that_equals_the_baseline_is_no_answer(tmp_path: Path) -> None:
     assert "On duel, every arm scores the same as base at 5 paired seeds" in sentence(report(tmp_path))
 
 
+def test_who_learns_sooner_is_told_where_all_end_alike(tmp_path: Path) -> None:
+    curves = {"base": (0, 0, 1), "sooner": (0, 1, 1), "later": (0, -1, 1)}
+    study = make_study(list(curves))
+    write_study(tmp_path, study, lambda task, arm, seed: [(4.0 + seed) * height for height in curves[arm]])
+    page = report(tmp_path)
+    assert "every arm scores the same as base" in sentence(page)
+    # By hand: means of the middle seeds' (4 + seed)/4 and 3 (4 + seed)/4, seeds 1 to 3.
+    found = estimate(tmp_path, "area_difference", "sooner", "base")
+    assert float(found["value"]) == pytest.approx(4.5 - 1.5) and float(found["low"]) > 0
+    back = estimate(tmp_path, "area_difference", "base", "sooner")
+    assert float(back["value"]) == -float(found["value"]) and float(back["high"]) == -float(found["low"])
+    for side, arm in (("above", "sooner"), ("below", "later")):
+        assert f"With an area under the curve {side} that of base (the interval excludes 0): {arm}." in page.text
+
+
 def test_without_the_baseline_nothing_is_compared(tmp_path: Path) -> None:
     curve = learning({"x": 1.0, "y": 2.0})
     study = make_study(["base", "x", "y"])

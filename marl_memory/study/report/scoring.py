@@ -12,12 +12,16 @@ from marl_memory.study.report.summary import QUANTITIES, Key, Pair, Panel, Run, 
 from marl_memory.study.results import Record, Results, StudyError
 from marl_memory.study.statistics import (
     Array,
+    Estimate,
     area_under_curve,
     difference_estimate,
     improvement_estimate,
     iqm_estimate,
     normalise,
 )
+
+Scores = Mapping[str, Mapping[int, float]]
+"""Of one arm, by task and seed."""
 
 
 def summarise(results: Results) -> Summary:
@@ -93,7 +97,7 @@ def _panel(
     scores = {
         quantity: {arm: _by_task(runs, arm, tasks, quantity, scale) for arm in study.arms} for quantity in QUANTITIES
     }
-    final = scores["final"]
+    final, area = scores["final"], scores["area"]
     arms = [arm for arm in study.arms if final[arm]]
     order = sorted(arms, key=lambda arm: arm == study.baseline_of(arm))  # a baseline is the second of its pairs
     pairs = [(a, b) for a, b in combinations(order, 2) if every_pair or b == study.baseline_of(a)]
@@ -108,7 +112,7 @@ def _panel(
             }
             for arm in arms
         },
-        pairs={(a, b): _pair(final[a], final[b]) for a, b in pairs},
+        pairs={(a, b): _pair(final[a], final[b], _difference(area[a], area[b])) for a, b in pairs},
         samples={arm: {task: np.array(list(found.values())) for task, found in final[arm].items()} for arm in arms},
     )
 
@@ -133,22 +137,32 @@ def _by_task(
     return found
 
 
-def _pair(a: Mapping[str, Mapping[int, float]], b: Mapping[str, Mapping[int, float]]) -> Pair:
-    both = [task for task in a if task in b]
-    common = {task: [seed for seed in a[task] if seed in b[task]] for task in both}
-    common = {task: seeds for task, seeds in common.items() if seeds}
-    difference = improvement = None
-    if common:
-        difference = difference_estimate(
-            *([np.array([scores[task][seed] for seed in seeds]) for task, seeds in common.items()] for scores in (a, b))
-        )
+def _common(a: Scores, b: Scores) -> dict[str, list[int]]:
+    """Seeds that both have, by task."""
+    found = {task: [seed for seed in a[task] if seed in b[task]] for task in a if task in b}
+    return {task: seeds for task, seeds in found.items() if seeds}
+
+
+def _difference(a: Scores, b: Scores) -> Estimate | None:
+    common = _common(a, b)
+    if not common:
+        return None
+    return difference_estimate(
+        *([np.array([scores[task][seed] for seed in seeds]) for task, seeds in common.items()] for scores in (a, b))
+    )
+
+
+def _pair(a: Scores, b: Scores, area: Estimate | None) -> Pair:
+    both, common = [task for task in a if task in b], _common(a, b)
+    improvement = None
     if both:
         improvement = improvement_estimate(
             *([np.array(list(scores[task].values())) for task in both] for scores in (a, b))
         )
     return Pair(
         seeds={task: len(seeds) for task, seeds in common.items()},
-        difference=difference,
+        difference=_difference(a, b),
+        area=area,
         improvement=improvement,
         same=bool(common) and all(a[task][seed] == b[task][seed] for task in common for seed in common[task]),
     )

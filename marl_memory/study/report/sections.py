@@ -68,11 +68,14 @@ def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
         Column("Interval says", number=False),
         Column("Absolute metric", "IQM"),
         Column("Area under curve", "IQM"),
+        Column("Difference of areas", "to baseline"),
     ]
     pairs = {arm: summary.beside_baseline(panel, arm) for arm in panel.arms}
-    differences = {arm: pair.difference for arm, pair in pairs.items() if pair is not None}
     scores = {name: _column([found.get(name) for found in panel.arms.values()]) for name in QUANTITIES}
-    compared = dict(zip(differences, _column(differences.values(), sign=True), strict=True))
+    difference, area = (
+        _column([None if pair is None else getattr(pair, name) for pair in pairs.values()], sign=True)
+        for name in ("difference", "area")
+    )
     rows = []
     for i, arm in enumerate(panel.arms):
         pair = pairs.get(arm)
@@ -81,11 +84,12 @@ def estimates_table(summary: Summary, panel: Panel, caption: str) -> Table:
                 arm,
                 _runs(list(panel.runs[arm].values())),
                 scores["final"][i],
-                compared.get(arm, NOTHING),
+                difference[i],
                 NOTHING if pair is None else write_chance(pair.improvement),
                 "baseline" if arm == summary.study.baseline_of(arm) else verdict(pair),
                 scores["absolute"][i],
                 scores["area"][i],
+                area[i],
             )
         )
     return Table(caption, columns, rows)

@@ -37,12 +37,14 @@ class Pair:
     Args:
         seeds: that both have, for each task.
         difference: of their interquartile means over these seeds, paired by them; None if there are none.
+        area: the same difference, of areas under their curves.
         improvement: probability that a run of the first scores higher; None if no task has runs of both.
         same: whether they score the same at every seed that both have.
     """
 
     seeds: Mapping[str, int]
     difference: Estimate | None
+    area: Estimate | None
     improvement: Estimate | None
     same: bool = False
 
@@ -51,6 +53,7 @@ class Pair:
         return Pair(
             self.seeds,
             None if self.difference is None else self.difference.mirrored(0.0),
+            None if self.area is None else self.area.mirrored(0.0),
             None if self.improvement is None else self.improvement.mirrored(1.0),
             self.same,
         )

@@ -26,7 +26,8 @@ COSTS = (
 
 
 def results_csv(summary: Summary) -> str:
-    """Every estimate: of arms (``final``, ``absolute``, ``area``) and of pairs (``difference``, ``improvement``)."""
+    """Every estimate: of arms (``final``, ``absolute``, ``area``) and of pairs (``difference``, ``area_difference``,
+    ``improvement``)."""
     panels = [summary.overall] if summary.several else []
     rows = [row for panel in [*panels, *summary.tasks.values()] for row in _estimates(summary, panel)]
     return _csv(("task", "arm", "against", "quantity", "runs", "value", "low", "high"), rows)
@@ -45,6 +46,8 @@ def _estimates(summary: Summary, panel: Panel) -> Iterable[Sequence[object]]:
                 continue
             if pair.difference is not None:
                 yield task, arm, against, "difference", sum(pair.seeds.values()), *_numbers(pair.difference)
+            if pair.area is not None:
+                yield task, arm, against, "area_difference", sum(pair.seeds.values()), *_numbers(pair.area)
             if pair.improvement is not None:
                 runs = sum(panel.runs[arm].values())
                 yield task, arm, against, "improvement", runs, *_numbers(pair.improvement)

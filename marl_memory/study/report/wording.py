@@ -190,4 +190,18 @@ def _verdicts(summary: Summary, baseline: str, others: Sequence[str]) -> list[st
         f"{words.format(baseline)}: {', '.join(by_verdict[name])}."
         for name, words in VERDICTS.items()
         if name in by_verdict
+    ] + _areas(summary, baseline, others)
+
+
+def _areas(summary: Summary, baseline: str, others: Sequence[str]) -> list[str]:
+    """Arms whose curves lie above or below the baseline's as a whole, wherever they end."""
+    pairs = {arm: summary.beside_baseline(summary.overall, arm) for arm in others}
+    areas = {arm: pair.area for arm, pair in pairs.items() if pair is not None and pair.area is not None}
+    sides: dict[str, list[str]] = {}
+    for arm, area in areas.items():
+        if area.excludes(0.0):
+            sides.setdefault(_side(area), []).append(arm)
+    return [
+        f"With an area under the curve {side} that of {baseline} (the interval excludes 0): {', '.join(arms)}."
+        for side, arms in sorted(sides.items())
     ]

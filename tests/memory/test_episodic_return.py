@@ -78,11 +78,21 @@ def expected_returns(spec: TaskSpec, whole: TensorDict, critics: int = 2) -> Ten
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
+@st.composite
+def tables(draw: st.DrawFn) -> Tensor:
+    """Ends of episodes ``[T, N]``, T from 1 to 30 and N from 1 to 3."""
+    n_envs = draw(st.integers(1, 3))
+    return torch.tensor(
+        draw(st.lists(st.lists(st.booleans(), min_size=n_envs, max_size=n_envs), min_size=1, max_size=30))
+    )
+
+
 @settings(deadline=None, max_examples=200)
-@given(ends=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=30))
-def test_columns_hold_every_row_once_and_cut_behind_episodes_only(ends: list[list[bool]]) -> None:
-    table = torch.tensor(ends)
+@given(table=tables())
+def test_columns_hold_every_row_once_and_cut_behind_episodes_only(table: Tensor) -> None:
+    before, n_envs = table.clone(), table.shape[1]
     index, valid = columns_of(table)
+    assert torch.equal(table, before)
     assert sorted(index[valid].tolist()) == list(range(table.numel()))
     closed = table.clone()
     closed[-1] = True
@@ -98,7 +108,23 @@ def test_columns_hold_every_row_once_and_cut_behind_episodes_only(ends: list[lis
         column = rows[: sum(real)]
         assert real == sorted(real, reverse=True) and closed.flatten()[column[-1]]
         for row, following in zip(column, column[1:], strict=False):
-            assert following == row + 3 or closed.flatten()[row]
+            assert following == row + n_envs or closed.flatten()[row]
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("length", [1, 3])
+def test_however_steps_come_the_replays_episodes_stay_and_returns_reach_through_them(length: int, n_envs: int) -> None:
+    """As with ``algorithm.train_every=1``: a sweep behind every step of the environments, most of them of one step."""
+    spec = team(1)
+    memory = operator(spec, n_envs=n_envs, capacity=32 * n_envs, refresh_every=7)
+    replay = ring(spec, steps=32, n_envs=n_envs, entries=ENTRIES, learn=memory.entries)
+    whole = trajectories(spec, 30, n_envs, 0)
+    for last in range(length, 31, length):
+        replay.extend(whole[last - length : last])
+        memory.sweep(value_of(2), Lent(replay))
+        assert torch.equal(replay.ends[:last], whole[:last]["next", K.done].squeeze(-1))
+    memory.table.sweep(value_of(2), Lent(replay), 0)
+    torch.testing.assert_close(memory.table.returns[:30], expected_returns(spec, whole))
 
 
 @pytest.mark.parametrize("common", [True, False])

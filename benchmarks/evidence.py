@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Comparison:
         """Of every run."""
         return max(int(row["frames"]) for row in self.rows("runs", self.arm))
 
-    def rows(self, table: str, arm: str) -> list[Mapping[str, str]]:
+    def rows(self, table: str, arm: str) -> Sequence[Mapping[str, str]]:
         """Of ``table`` of the study: those of ``arm`` on this task.
 
         Raises:
@@ -97,6 +97,16 @@ class Comparison:
 COMPARED = (
     Comparison("Mnemo, region", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "memory"),
     Comparison("Mnemo, region, no gate", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "ungated"),
+    Comparison("GEM", "DQN, chain", "gem_discrete", "chain_20", "gem"),
+    Comparison("GEM", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
+    Comparison(
+        "GEM", "MATD3, hidden coupling", "teammates", "coupling", "gem+central_critic", "no_memory+central_critic"
+    ),
+    Comparison(
+        "GEM", "MATD3, the same, noisy", "teammates", "coupling_noisy", "gem+central_critic", "no_memory+central_critic"
+    ),
+    Comparison("AdaMemento", "PPO, four rooms", "adamemento", "four_rooms", "adamemento"),
+    Comparison("AdaMemento", "PPO, dark chamber", "adamemento", "dark_chamber", "adamemento"),
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import marl_memory
 import marl_memory_envs
+from benchmarks import evidence
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,3 +69,7 @@ def test_formulas_are_drawn_and_no_page_asks_another_host(site: Path) -> None:
         for left in (":math:", ".. math::", "arithmatex", "<!-- keys", "<!-- tasks", "<!-- experiments", "<!-- source"):
             assert left not in text, (page, left)
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="https?:', text), page
+
+
+def test_the_readme_quotes_the_studies_truly() -> None:
+    assert evidence.table() in (ROOT / "README.md").read_text()

@@ -317,7 +317,7 @@ def columns_of(ends: Tensor) -> tuple[Tensor, Tensor]:
         repeats its last row; and ``valid`` ``[H, M]`` bool, False for these repetitions.
     """
     steps, n_envs = ends.shape
-    closed = ends.T.clone(memory_format=torch.contiguous_format)  # [N, T]: an environment after the other; ends stay
+    closed = ends.T.clone(memory_format=torch.contiguous_format)  # [N, T]; a copy: ends may be a replay's
     closed[:, -1] = True
     last = closed.flatten().nonzero().squeeze(-1)
     longest = int(torch.diff(last, prepend=last.new_tensor([-1])).max())

@@ -26,8 +26,10 @@ COSTS = (
 
 
 def results_csv(summary: Summary) -> str:
-    """Every estimate: of arms (``final``, ``absolute``, ``area``) and of pairs (``difference``, ``area_difference``,
-    ``improvement``)."""
+    """Every estimate, of arms and of pairs.
+
+    Of arms ``final``, ``absolute`` and ``area``; of pairs ``difference``, ``area_difference`` and ``improvement``.
+    """
     panels = [summary.overall] if summary.several else []
     rows = [row for panel in [*panels, *summary.tasks.values()] for row in _estimates(summary, panel)]
     return _csv(("task", "arm", "against", "quantity", "runs", "value", "low", "high"), rows)

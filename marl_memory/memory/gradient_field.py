@@ -98,7 +98,7 @@ class GradientField(MemoryOperator):
         feature_size: width of ``features``; in a run the host's is handed over.
         projection: to how many dimensions keys are projected before they are compared; None: they are not, but for
             pictures: to 64.
-        min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
+        min_rows: rows a bank must have seen before it acts; None: a quarter of what it can hold, at most 1 000.
         beta: $\beta_{\max}$.
         beta_rule: ``variance`` (above), or ``mass``: $\beta_{\max} W / (W + c)$ with $W = \sum_i w_i$.
         mass_half: c of ``mass``.

@@ -82,6 +82,11 @@ class FourierSketch(nn.Module):
         """``[G]`` rows in the sums."""
         return (self.written - WARM_UP).clamp(min=0)
 
+    @property
+    def seen(self) -> Tensor:
+        """See `RingStore.seen`."""
+        return self.written
+
     def __len__(self) -> int:
         return int(self.held.sum())
 

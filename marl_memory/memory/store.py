@@ -170,7 +170,7 @@ class RingStore(nn.Module):
     held: Tensor
     """``[G]`` rows in use."""
     written: Tensor
-    """``[G]`` rows taken in since the beginning."""
+    """``[G]`` rows taken in since the beginning; of `Best` those that were given a place of their own."""
     rejected: Tensor
     """``[G]`` rows refused because they were not finite."""
     sampled: Tensor
@@ -203,6 +203,11 @@ class RingStore(nn.Module):
     def mass(self) -> Tensor:
         """``[G, N, S]``; 0 where there is nothing."""
         return self.values[..., -1]
+
+    @property
+    def seen(self) -> Tensor:
+        """``[G]`` rows that came since the beginning, whether they were given a place or not."""
+        return self.sampled
 
     def __len__(self) -> int:
         """Rows held, all banks together."""

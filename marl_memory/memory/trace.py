@@ -54,7 +54,7 @@ class Trace(nn.Module):
         signal_size, policy, neighbours, half_life, search: see `RingStore`.
         projection: see `RingStore`; of pictures, whose keys are projected before they are stored, None stands for
             `PICTURE_SIZE`.
-        min_rows: rows a bank must have taken in before it acts; None: a quarter of what it can hold, at most 1 000.
+        min_rows: rows a bank must have seen before it acts; None: a quarter of what it can hold, at most 1 000.
         shuffled: whether payloads are stored with the keys of other rows (a control).
         seed: of projections and shuffles.
         keep_neighbours: writes for which a row of the replay keeps its neighbours, see `KeptNeighbours`; None: they are
@@ -212,9 +212,10 @@ class Trace(nn.Module):
 
     def _of_ready(self, weights: Tensor) -> Tensor:
         """Weights ``[G, …]``, 0 in the banks that are not to act yet."""
-        if min(self.store.written.tolist()) >= self.min_rows:
+        seen = self.store.seen
+        if min(seen.tolist()) >= self.min_rows:
             return weights
-        return weights * (self.store.written >= self.min_rows).view(-1, 1, 1, 1)
+        return weights * (seen >= self.min_rows).view(-1, 1, 1, 1)
 
     @torch.no_grad()
     def write(self, td: TensorDictBase, payload: Tensor) -> None:

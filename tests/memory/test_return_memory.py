@@ -108,6 +108,16 @@ def test_only_the_k_nearest_count() -> None:
     assert target(operator, rows(operator.spec, torch.zeros(1, 1, 2))).item() == pytest.approx(4.0)
 
 
+def test_a_task_with_few_states_is_remembered_as_soon_as_one_with_many() -> None:
+    """Of returns of one state the highest stays: a task with few states never has ``min_rows`` rows."""
+    operator = memory(task(), min_rows=16, coefficient=1.0)
+    probe = rows(operator.spec, torch.zeros(1, 1, 2))
+    for came, expected in ((8, 10.0), (16, 3.0)):
+        taught(operator, rows(operator.spec, torch.zeros(8, 1, 2), torch.full((8, 1), 3.0)))
+        assert (operator.trace.store.seen.item(), len(operator)) == (came, 1)
+        assert target(operator, probe).item() == expected
+
+
 def test_where_nothing_is_near_the_target_stays_to_the_last_bit() -> None:
     operator = memory(task(), coefficient=1.0)
     taught(operator, rows(operator.spec, torch.zeros(2, 1, 2) + torch.tensor([0.0, 0.1]).view(2, 1, 1)))

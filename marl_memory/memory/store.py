@@ -52,7 +52,9 @@ class RingStore(nn.Module):
     w_i = \kappa_i n_i
     $$
 
-    with n its mass: how many payloads were averaged in it.  Everything is a buffer of a shape fixed here.
+    with n its mass when it was last written: the payloads averaged in it, each halved with every half life that had
+    passed by then.  So a row weighs what the rows averaged in it would, each by its own age.  Everything is a buffer of
+    a shape fixed here.
 
     Args:
         banks: G.
@@ -66,7 +68,6 @@ class RingStore(nn.Module):
         policy: ``merge``, ``fifo``, ``simhash`` or ``best`` (see `policies`).
         neighbours: K.
         half_life: environment steps after which a row counts half; None: rows do not age.
-        mass_limit: the most that a row's mass grows to.
         search: ``exact``, or ``lists``: an index for large banks, see `Lists`; scales stay as they are once there
             are lists.
         probes: of ``lists``.
@@ -90,7 +91,6 @@ class RingStore(nn.Module):
         policy: str = "merge",
         neighbours: int = 16,
         half_life: float | None = 50_000.0,
-        mass_limit: float = 100.0,
         search: str = "exact",
         probes: int = 16,
         least_bandwidth: float = LEAST_BANDWIDTH,
@@ -109,7 +109,7 @@ class RingStore(nn.Module):
             raise ValueError("search='lists' needs a generator, and another policy than 'simhash', which leaves gaps")
         self.banks, self.rows, self.payloads, self.neighbours = banks, rows, payloads, neighbours
         self.decay = 0.0 if half_life is None else math.log(2) / half_life
-        self.mass_limit, self.least_bandwidth = mass_limit, least_bandwidth
+        self.least_bandwidth = least_bandwidth
         self.signal_size = payload_size if signal_size is None else signal_size
         compared = features if projection is None else projection
         self.planes: Tensor | None
@@ -335,26 +335,28 @@ class RingStore(nn.Module):
         return payload[..., : self.signal_size].square().sum(-1)
 
     def _take_in(self, at: Tensor, fresh: Tensor, keys: Tensor, x: Tensor, live: Tensor, numbers: Tensor) -> None:
-        """Running means: x̄ ← x̄ + Σ (x − x̄)/n, where n counts what was there and all that comes, up to the limit.
+        """Running means: x̄ ← x̄ + Σ (x − x̄)/n, where n counts all that came, each halved with every half life since.
 
-        What was in the place of a ``fresh`` row is forgotten before; ``at`` ``[M]`` counts through all banks.
+        So a row weighs what the rows averaged in it would, and its payload is their mean with these weights.  What was
+        in the place of a ``fresh`` row is forgotten before; ``at`` ``[M]`` counts through all banks.
         """
         every_key, values, own = self.keys.flatten(0, 1), self.values.flatten(0, 1), self.numbers.view(-1)
+        means, mass, time = values[..., :-1], values[..., -1], self.time.view(-1)
+        faded = torch.exp(-self.decay * (self.now - time.index_select(0, at)))
+        mass.index_copy_(0, at, mass.index_select(0, at) * faded.unsqueeze(-1))
         forgotten = at[fresh]
         every_key.index_fill_(0, forgotten, 0.0)
         values.index_fill_(0, forgotten, 0.0)
         own.index_copy_(0, forgotten, numbers[fresh])
-        old, means, mass = values.index_select(0, at), values[..., :-1], values[..., -1]
+        before = means.index_select(0, at)
         mass.index_add_(0, at, live.to(mass.dtype))
         after = mass.index_select(0, at)
-        limited = after.clamp(max=self.mass_limit)
-        n = torch.maximum(limited, after - old[..., -1]).clamp_(min=1)
-        means.index_add_(0, at, (x - old[..., :-1]).mul_((live / n).unsqueeze(-1)))
+        n = after.clamp(min=1)
+        means.index_add_(0, at, (x - before).mul_((live / n).unsqueeze(-1)))
         every_key.index_add_(0, at, (keys - every_key.index_select(0, at)).div_(n.amax(-1, keepdim=True)))
-        mass.index_copy_(0, at, limited)
         own.scatter_reduce_(0, at, torch.where(own.take(at) == numbers, numbers, -1), "amin")
-        self.time.view(-1).index_fill_(0, at, self.now)
-        self.utility.view(-1).index_copy_(0, at, limited.amax(-1).log_().add_(self.now, alpha=self.decay))
+        time.index_fill_(0, at, self.now)
+        self.utility.view(-1).index_copy_(0, at, after.amax(-1).log_().add_(self.now, alpha=self.decay))
         scaled = self._projected(every_key.index_select(0, at) * self.scale.index_select(0, at // self.rows))
         self.scaled.flatten(0, 1).index_copy_(0, at, scaled)
 

@@ -67,8 +67,8 @@ def test_fifo_is_a_list_that_forgets_its_beginning(sizes: list[int], seed: int) 
 class PlainMerge:
     """What `merge` does, row by row; nearest rows are those before the write."""
 
-    def __init__(self, rows: int, limit: float) -> None:
-        self.rows, self.limit, self.kept = rows, limit, []  # type: ignore[var-annotated]
+    def __init__(self, rows: int) -> None:
+        self.rows, self.kept = rows, []  # type: ignore[var-annotated]
 
     def write(self, keys: Tensor, payload: Tensor, numbers: list[int], scale: Tensor, radius: float, now: int) -> None:
         before, groups, fresh = list(self.kept), {}, []  # type: ignore[var-annotated]
@@ -85,10 +85,9 @@ class PlainMerge:
                 fresh.append(("evict", row))
         for index, rows in groups.items():
             row = before[index]
-            n = max(min(row["n"] + len(rows), self.limit), len(rows))
+            row["n"], row["time"] = row["n"] + len(rows), now
             for entry in ("key", "payload"):
-                row[entry] = row[entry] + sum(other[entry] - row[entry] for other in rows) / n
-            row["n"], row["time"] = min(row["n"] + len(rows), self.limit), now
+                row[entry] = row[entry] + sum(other[entry] - row[entry] for other in rows) / row["n"]
             if any(other["number"] != row["number"] for other in rows):
                 row["number"] = -1
         open_ = sorted((i for i in range(len(before)) if i not in groups), key=lambda i: before[i]["n"])
@@ -102,8 +101,8 @@ class PlainMerge:
 @settings(deadline=None, max_examples=30)
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=8), seed=st.integers(0, 2**20))
 def test_merge_is_what_plain_lists_do(sizes: list[int], seed: int) -> None:
-    ring = store("merge", banks=1, mass_limit=3.0)
-    plain = PlainMerge(ring.rows, 3.0)
+    ring = store("merge", banks=1)
+    plain = PlainMerge(ring.rows)
     for step, r in enumerate(sizes):
         keys, payload, _ = offered(r, seed=seed + step, banks=1)
         numbers = torch.arange(r).unsqueeze(0) + 100 * step
@@ -129,6 +128,56 @@ def test_merge_is_what_plain_lists_do(sizes: list[int], seed: int) -> None:
         assert mine[0] == pytest.approx(theirs[0], abs=1e-5)
         assert mine[1] == pytest.approx(theirs[1], abs=1e-5)
         assert mine[2:] == (pytest.approx(theirs[2], abs=1e-3), theirs[3])
+
+
+def recalled(ring: RingStore, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ w ``[G, R]`` around ``keys`` ``[G, R, F]``, and the weighted mean payload ``[G, R, P]``."""
+    found = ring.nearest(keys)
+    weights = ring.weights(found)[..., 0]
+    total = weights.sum(-1)
+    payload = ring.take(ring.payload, found.rows)[..., 0, :]
+    return total, (weights.unsqueeze(-1) * payload).sum(2) / total.unsqueeze(-1)
+
+
+def test_ages_of_what_is_averaged_by_hand() -> None:
+    """Payloads 1, 1 and 4 come at 0, 0 and 10 with a half life of 10; the last two share a row, seen at 20."""
+    ring = store("merge", banks=1, rows=2, payload_size=1, half_life=10.0)
+    key, alive = torch.ones(1, 1, 2), torch.ones(1, 1, 1, dtype=torch.bool)
+    for now, x in ((0, 0.0), (0, 1.0), (10, 4.0)):
+        ring.now.fill_(now)
+        # The first of two equal rows is full with something else, so that it is the second that is averaged.
+        ring.write(key + (5.0 if x == 0 else 0.0), torch.full((1, 1, 1, 1), x), alive)
+    assert ring.mass[0, 1, 0] == 1.5
+    assert ring.payload[0, 1, 0].item() == (0.5 * 1 + 4) / 1.5
+    ring.now.fill_(20)
+    assert ring.weights(ring.nearest(key))[0, 0, 0, 0].item() == pytest.approx(0.75)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 40)), min_size=1, max_size=8),
+    half_life=st.sampled_from([None, 3.0, 25.0]),
+    seed=st.integers(0, 2**20),
+)
+def test_averaged_rows_recall_what_all_rows_would(
+    steps: list[tuple[int, int]], half_life: float | None, seed: int
+) -> None:
+    """Three states come again and again: a bank of eight rows recalls as one that holds every row."""
+    states = torch.tensor([[0.0, 0.0], [7.0, 0.0], [0.0, 9.0]])
+    small = store("merge", banks=1, rows=8, neighbours=8, half_life=half_life)
+    whole = store("fifo", banks=1, rows=128, neighbours=128, half_life=half_life)
+    g, now = Generator().manual_seed(seed), 0
+    for step, (r, waited) in enumerate([(8, 0), *steps]):
+        now += waited
+        keys = states[torch.randint(3, (1, r), generator=g) if step else torch.arange(8).view(1, 8) % 3]
+        payload = torch.randn(1, r, 1, 3, generator=g)
+        for ring in (small, whole):
+            ring.now.fill_(now)
+            ring.write(keys, payload, torch.ones(1, r, 1, dtype=torch.bool))
+    for ring in (small, whole):  # states are far from each other, whatever the bandwidth was measured to be
+        ring.bandwidth.fill_(1e-3)
+    for found, expected in zip(recalled(small, states.unsqueeze(0)), recalled(whole, states.unsqueeze(0)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", [1, 2, 8])

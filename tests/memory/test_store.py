@@ -140,13 +140,13 @@ def recalled(ring: RingStore, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_ages_of_what_is_averaged_by_hand() -> None:
-    """Payloads 1, 1 and 4 come at 0, 0 and 10 with a half life of 10; the last two share a row, seen at 20."""
+    """Payloads 1 and 4 come to one state at 0 and 10, with a half life of 10; it is looked up at 20."""
     ring = store("merge", banks=1, rows=2, payload_size=1, half_life=10.0)
     key, alive = torch.ones(1, 1, 2), torch.ones(1, 1, 1, dtype=torch.bool)
-    for now, x in ((0, 0.0), (0, 1.0), (10, 4.0)):
+    ring.write(key + 5, torch.zeros(1, 1, 1, 1), alive)  # elsewhere, so that the bank is full after the next
+    for now, x in ((0, 1.0), (10, 4.0)):
         ring.now.fill_(now)
-        # The first of two equal rows is full with something else, so that it is the second that is averaged.
-        ring.write(key + (5.0 if x == 0 else 0.0), torch.full((1, 1, 1, 1), x), alive)
+        ring.write(key, torch.full((1, 1, 1, 1), x), alive)
     assert ring.mass[0, 1, 0] == 1.5
     assert ring.payload[0, 1, 0].item() == (0.5 * 1 + 4) / 1.5
     ring.now.fill_(20)

@@ -95,7 +95,7 @@ class Comparison:
 
 
 COMPARED = (
-    Comparison("Mnemo, region", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "memory"),
+    Comparison("Mnemo, region", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "gated"),
     Comparison("Mnemo, region, no gate", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "ungated"),
     Comparison("GEM", "DQN, chain", "gem_discrete", "chain_20", "gem"),
     Comparison("GEM", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),

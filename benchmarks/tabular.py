@@ -39,7 +39,7 @@ class Reflected(NamedTuple):
     """What memory thinks of S states and P actions.
 
     Args:
-        confidence: ``[S, P]``, the least of the ensemble.
+        confidence: ``[S, P]``, see `confidence_logit`.
         mode: ``[S]``, the action that it would take.
     """
 
@@ -59,8 +59,8 @@ def reflected(operator: Reflection, rules: Any) -> Reflected:
     states, count = len(views), rules.spec.action_size
     net, mask = operator.networks, torch.ones(states, 1, count, dtype=torch.bool)
     seen = net.seen(views)
-    each = [net.both(seen, mask, torch.full((states, 1), action))[2].amin(-1) for action in range(count)]
-    mode = net.both(seen, mask)[1]
+    each = [net.both(seen, mask, torch.full((states, 1), action)).logit for action in range(count)]
+    mode = net.both(seen, mask).action
     return Reflected(torch.cat(each, 1).sigmoid().numpy(), mode.squeeze(1).numpy())
 
 

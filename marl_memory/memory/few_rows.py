@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from marl_memory.memory.reflecting import Networks
+from marl_memory.memory.reflecting import Networks, confidence_logit
 from marl_memory.networks.distributions import LOWEST, TINY
 from marl_memory.networks.mlp import MLP
 
@@ -92,8 +92,9 @@ class FewRows:
         output = self._output(observation.numpy())
         logits = np.where(mask.numpy(), output[0], self.lowest)
         action = logits.argmax(-1)
-        least = output[1:].min(0).reshape(-1, output.shape[-1])
-        logit = least[np.arange(len(least)), action.reshape(-1)].reshape(action.shape)
+        least = output[1:-1].min(0).reshape(-1, output.shape[-1])
+        least = least[np.arange(len(least)), action.reshape(-1)].reshape(action.shape)
+        logit = confidence_logit(least, output[-1, ..., 0])
         logits -= logits.max(-1, keepdims=True)
         probs = np.exp(logits)
         logits -= np.log(probs.sum(-1, keepdims=True))
@@ -110,7 +111,7 @@ class FewRows:
         return Chosen(taken, weight, logit.sigmoid(), action, {"log_probs": logits})
 
     def _output(self, observation: np.ndarray) -> np.ndarray:
-        """``[*B, A, F] → [1 + E, *B, A, P]``: of P and of the members of C."""
+        """``[*B, A, F] → [2 + E, *B, A, P]``: of P, of the members of C, and of C without an action (at index 0)."""
         batch, banks, who = observation.shape[:-1], self.input.banks, self.input.indicator
         x = observation * self.slope
         x += self.shift

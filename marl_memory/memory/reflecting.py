@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +20,8 @@ from marl_memory.spec import TaskSpec
 
 NARROWEST = -3.0
 """The least log-deviation of a prediction, before squashing: successes that all did the same would make it a point."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 LIMIT = 0.995
 """Actions are predicted within ± this share of their bounds: beyond, the squashed Gaussian's own place is far out."""
@@ -70,13 +74,35 @@ class Seen(nn.Module):
         return scaled if self.all_valid else torch.where(self.valid, scaled, 0.0)
 
 
+class Judged(NamedTuple):
+    """What the networks say of observations ``[*B, A, F]`` and of an action at each.
+
+    Args:
+        policy: P_ω.
+        action: ``[*B, A]`` or ``[*B, A, P]``.
+        logits: ``[*B, A, E]`` of C for the action.
+        outlook: ``[*B, A]``, the logit of C of the observation alone.
+    """
+
+    policy: Distribution
+    action: Tensor
+    logits: Tensor
+    outlook: Tensor
+
+    @property
+    def logit(self) -> Tensor:
+        """``[*B, A]``, of the confidence in the action: see `confidence_logit`."""
+        return confidence_logit(self.logits.amin(-1), self.outlook)
+
+
 class Networks(nn.Module):
-    r"""$P_\omega(a_i | o_i)$, and E members of $C_\psi(o_i, a_i)$; to judge the team, also E of $C(s, a_1, …, a_A)$.
+    r"""$P_\omega(a_i | o_i)$, E members of $C_\psi(o_i, a_i)$, and one $C_\psi(o_i)$ that sees no action.
 
-    The last are there in training only: they judge the team's joint action, and the others learn what they say.
+    To judge the team there are also E of $C(s, a_1, …, a_A)$, in training only: they judge the joint action, and the
+    others learn what they say.
 
-    All actions of a discrete task are judged at once: P and C are then heads of equal shape, 1 + E side by side in one
-    body (a few rows cost more in calls than in arithmetic).  Real actions are an input of C.
+    All actions of a discrete task are judged at once: P and C are then heads of equal shape, 2 + E side by side in one
+    body (a few rows cost more in calls than in arithmetic).  Real actions are an input of C; C(o) is given zeros.
 
     Args:
         spec: the task.
@@ -98,13 +124,13 @@ class Networks(nn.Module):
         self.input = AgentInput(spec, share_parameters=not apart, normalise=False)
         self.vectors = ActionVector(spec)
         width, banks = self.input.features, self.input.banks
-        self.heads = 1 if spec.continuous else 1 + members
+        self.heads = 1 if spec.continuous else 2 + members
         self.policy = make(width, p, banks=banks * self.heads, output_gain=0.1, generator=g)
         self.box = self.judges = self.log_std = None
         if spec.continuous:
             self.log_std = nn.Parameter(torch.zeros(banks, p))
             self.box = Box(*map(torch.tensor, (spec.action_low, spec.action_high, spec.action_valid)))
-            self.judges = make(width + p, 1, banks=banks * members, output_gain=0.1, generator=g)
+            self.judges = make(width + p, 1, banks=banks * (members + 1), output_gain=0.1, generator=g)
         self.team = self.stated = None
         if joint:
             self.stated = Seen(torch.ones(1, spec.state_size, dtype=torch.bool), pictures=pictures)
@@ -121,32 +147,32 @@ class Networks(nn.Module):
         """``[*B, A, F] → [*B, A, F']``: what `prediction` and `confidence` read."""
         return self.input(self.observed(observation))
 
-    def both(
-        self, seen: Tensor, mask: Tensor | None, action: Tensor | None = None
-    ) -> tuple[Distribution, Tensor, Tensor]:
-        """P_ω, an action, and the logits of C ``[*B, A, E]`` for it.
+    def both(self, seen: Tensor, mask: Tensor | None, action: Tensor | None = None) -> Judged:
+        """P_ω, and C at an action.
 
         Args:
             seen: ``[*B, A, F']``, see `seen`.
             mask: ``[*B, A, P]``, the allowed actions, where they are discrete.
             action: ``[*B, A]`` or ``[*B, A, P]``; None: P's mode.
         """
-        output = self._side_by_side(self.policy, seen, self.heads)
+        output = self._side_by_side(self.policy, _again(seen, self.heads))
         if self.log_std is None or self.box is None:
             assert mask is not None
             policy = MaskedCategorical(output[..., 0, :], mask)
             action = policy.mode if action is None else action
             index = action[..., None, None].expand(*action.shape, self.members, 1)
-            return policy, action, output[..., 1:, :].gather(-1, index).squeeze(-1)
+            return Judged(policy, action, output[..., 1:-1, :].gather(-1, index).squeeze(-1), output[..., -1, 0])
         assert self.judges is not None
         policy = TanhNormal(output[..., 0, :], self.log_std.clamp(min=NARROWEST), self.box)
         action = policy.mode if action is None else action
-        x = torch.cat([seen, self._encoded(action)], -1)
-        return policy, action, self._side_by_side(self.judges, x, self.members).squeeze(-1)
+        done = self._encoded(action)
+        done = torch.cat([_again(done, self.members), torch.zeros_like(done).unsqueeze(-2)], -2)
+        x = torch.cat([_again(seen, self.members + 1), done], -1)
+        logits = self._side_by_side(self.judges, x).squeeze(-1)
+        return Judged(policy, action, logits[..., :-1], logits[..., -1])
 
-    def _side_by_side(self, body: nn.Module, x: Tensor, banks: int) -> Tensor:
-        """``[*B, A, in] → [*B, A, banks, out]``: a body of ``banks``, of all agents or of each."""
-        x = x.unsqueeze(-2).expand(*x.shape[:-1], banks, x.shape[-1])
+    def _side_by_side(self, body: nn.Module, x: Tensor) -> Tensor:
+        """``[*B, A, banks, in] → [*B, A, banks, out]``: a body of ``banks``, of all agents or of each."""
         if self.input.banks == 1:
             return body(x)
         return body(x.flatten(-3, -2)).unflatten(-2, x.shape[-3:-1])
@@ -167,6 +193,33 @@ class Networks(nn.Module):
 
     def _encoded(self, action: Tensor) -> Tensor:
         return self.vectors.without_padding(self.vectors.encode(action))
+
+
+def _again(x: Tensor, banks: int) -> Tensor:
+    """``[*B, in] → [*B, banks, in]``."""
+    return x.unsqueeze(-2).expand(*x.shape[:-1], banks, x.shape[-1])
+
+
+def confidence_logit(least: Array, outlook: Array) -> Array:
+    r"""The logit of the confidence in an action.
+
+    The odds of success factor into those of the observation and those of the action there,
+
+    $$
+    \frac{C(o, a)}{1 - C(o, a)} = \frac{p_{\mathrm{succ}}(o)}{p_{\mathrm{fail}}(o)} \cdot
+    \frac{p_{\mathrm{succ}}(a | o)}{p_{\mathrm{fail}}(a | o)}
+    $$
+
+    and confidence is in what is the action's doing: the lesser of all of it and of its second factor.
+
+    Args:
+        least: ``[*B]``, the logit of C(o, a), the least of the ensemble.
+        outlook: ``[*B]``, that of C(o), the first factor.
+
+    Returns:
+        ``[*B]``.
+    """
+    return least - outlook.clip(min=0)
 
 
 def reflection_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from marl_memory.keys import Entries, Entry
 from marl_memory.memory.few_rows import Chosen, FewRows
 from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
-from marl_memory.memory.reflecting import Networks, reflection_loss
+from marl_memory.memory.reflecting import Judged, Networks, reflection_loss
 from marl_memory.memory.scope import Scope
 from marl_memory.memory.threshold import Threshold
 from marl_memory.memory.trajectories import Finished, Trajectories
-from marl_memory.networks.distributions import Distribution
 from marl_memory.networks.optimiser import FlatAdam
 from marl_memory.spec import TaskSpec
 
@@ -275,8 +274,8 @@ class Reflection(MemoryOperator):
     @torch.no_grad()
     def _choose(self, observation: Tensor, mask: Tensor | None, able: Tensor) -> Chosen:
         """What is to be done at any number of observations, by PyTorch."""
-        policy, mode, logits = self.networks.both(self.networks.seen(observation), mask)
-        logit = logits.amin(-1)
+        judged = self.networks.both(self.networks.seen(observation), mask)
+        policy, mode, logit = judged.policy, judged.action, judged.logit
         weight = torch.where((logit > self.threshold.logit) & able, self.strength, 0.0)
         if self.greedy or self.strength == 1:
             taken = weight > 0
@@ -432,34 +431,41 @@ class Reflection(MemoryOperator):
     def _losses(self, succeeded: TensorDictBase, failed: TensorDictBase | None) -> dict[str, Tensor]:
         """L_P, and where there is a failure L_C; of a joint judge also what the others learn from it."""
         parts = [succeeded] if failed is None else [succeeded, failed]
-        policy, logits, action = self._read(parts)
+        judged = self._read(parts)
         share = _mean_1(succeeded.get("share")).unsqueeze(-1)
-        density = self.networks.log_density(policy, action)[: len(succeeded)]
+        density = self.networks.log_density(judged.policy, judged.action)[: len(succeeded)]
         losses = {"loss/prediction": -masked_mean(share * density, succeeded.get("alive"))}
         if failed is None:
             return losses
-        won, lost = logits.split([len(succeeded), len(failed)])
-        halves = (self._judge(succeeded, won, 1.0, self.balance), self._judge(failed, lost, 0.0, 1 - self.balance))
+        counts = [len(succeeded), len(failed)]
+        (won, lost), (good, bad) = judged.logits.split(counts), judged.outlook.split(counts)
+        halves = (
+            self._judge(succeeded, won, good, 1.0, self.balance),
+            self._judge(failed, lost, bad, 0.0, 1 - self.balance),
+        )
         return losses | {f"loss/{name}": halves[0][name] + halves[1][name] for name in halves[0]}
 
-    def _read(self, parts: list[TensorDictBase]) -> tuple[Distribution, Tensor, Tensor]:
-        """P at the rows of ``parts`` ``[R]``, the logits of C ``[R, A, E]`` for what was done there, and that."""
+    def _read(self, parts: list[TensorDictBase]) -> Judged:
+        """P and C at the rows of ``parts`` ``[R]``, for what was done there."""
         names = ("observation", "action", *(() if self.spec.continuous else ("action_mask",)))
         observation, action, *mask = (torch.cat([part.get(name) for part in parts]) for name in names)
-        policy, _, logits = self.networks.both(self.networks.seen(observation), mask[0] if mask else None, action)
-        return policy, logits, action
+        return self.networks.both(self.networks.seen(observation), mask[0] if mask else None, action)
 
-    def _judge(self, rows: TensorDictBase, logits: Tensor, outcome: float, part: float) -> dict[str, Tensor]:
+    def _judge(
+        self, rows: TensorDictBase, logits: Tensor, outlook: Tensor, outcome: float, part: float
+    ) -> dict[str, Tensor]:
         """One half of L_C, times ``part``: of rows that all ended well (``outcome`` 1) or badly (0)."""
         net, alive = self.networks, rows.get("alive")
         weight = part * _mean_1(rows.get("weight")).unsqueeze(-1)
+        blind = reflection_loss(outlook.unsqueeze(-1), torch.full(alive.shape, outcome), weight)
+        found = {"outlook": masked_mean(blind, alive)}
         if net.team is None:
             loss = reflection_loss(logits, torch.full(alive.shape, outcome), weight)
-            return {"reflection": masked_mean(loss, alive)}
+            return found | {"reflection": masked_mean(loss, alive)}
         team = net.team_confidence(rows.get("state"), rows.get("action"), alive)
         joint = reflection_loss(team, torch.full(team.shape[:-1], outcome), weight)
         told = reflection_loss(logits, team.detach().sigmoid().expand_as(logits), weight)
-        return {"reflection": joint.mean(), "distillation": masked_mean(told, alive)}
+        return found | {"reflection": joint.mean(), "distillation": masked_mean(told, alive)}
 
     # --------------------------------------------------------------------------------------------------------- tell
 

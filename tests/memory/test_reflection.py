@@ -102,13 +102,14 @@ def test_the_confidence_is_the_share_of_successes() -> None:
     assert operator.outcomes.seen.tolist()[0] == 600
     operator.learn()
     seen, mask = operator.networks.seen(torch.ones(3, 1, 2)), torch.ones(3, 1, 3, dtype=torch.bool)
-    policy, _, logits = operator.networks.both(seen, mask, torch.arange(3).view(3, 1))
+    policy, _, logits, outlook = operator.networks.both(seen, mask, torch.arange(3).view(3, 1))
     counts = [
         store.get_buffer("action")[store.owner >= 0].flatten().bincount(minlength=3).double() / len(store)
         for store in (operator.successes, operator.failures)
     ]
     found = logits.sigmoid().mean(-1).flatten()
     torch.testing.assert_close(found.double(), counts[0] / (counts[0] + counts[1]), atol=0.05, rtol=0)
+    torch.testing.assert_close(outlook.sigmoid(), torch.full((3, 1), 0.5), atol=0.05, rtol=0)  # it is all the action's
     torch.testing.assert_close(policy.parameters["log_probs"][0].exp().flatten().double(), counts[0], atol=0.05, rtol=0)
 
 
@@ -118,11 +119,15 @@ def test_the_two_halves_by_hand(balance: float) -> None:
     succeeded, failed = next(operator._batches())
     assert (len(succeeded), len(failed)) == (round(balance * 40), 40 - round(balance * 40))
     terms, net = operator._losses(succeeded, failed), operator.networks
-    logits = [net.both(net.seen(x.get("observation")), None, x.get("action"))[2][:, 0] for x in (succeeded, failed)]
+    judged = [net.both(net.seen(x.get("observation")), None, x.get("action")) for x in (succeeded, failed)]
+    logits, outlook = [x.logits[:, 0] for x in judged], [x.outlook for x in judged]
     weight = failed.get("weight") / failed.get("weight").mean()
     expected = -balance * logits[0].sigmoid().log().mean()
     expected -= (1 - balance) * (weight.unsqueeze(-1) * (-logits[1]).sigmoid().log()).mean()
     torch.testing.assert_close(terms["loss/reflection"], expected)
+    expected = -balance * outlook[0].sigmoid().log().mean()
+    expected -= (1 - balance) * (weight.unsqueeze(-1) * (-outlook[1]).sigmoid().log()).mean()
+    torch.testing.assert_close(terms["loss/outlook"], expected)
     assert len(weight.unique()) > 1  # the last steps of a lost episode count more
     share = (succeeded.get("share") / succeeded.get("share").mean()).unsqueeze(-1)
     policy, *_ = net.both(net.seen(succeeded.get("observation")), None)
@@ -154,6 +159,34 @@ def test_without_failures_the_judges_learn_nothing_and_memory_does_not_act() -> 
     assert not operator(batch(spec, 9)).get(K.taken).any()
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("decides", ["action", "place"])
+def test_memory_acts_where_the_action_decides_and_not_where_the_place_does(decides: str, continuous: bool) -> None:
+    """At two places, by two actions: C is right of both, but what ends well whatever is done is no reason to act."""
+    spec = task(1, actions=1 if continuous else 2, continuous=continuous)
+    operator = memory(spec, batches=300, batch_size=256, lr=3e-3, alike=200, window=2000, kappa=0.7)
+    g = Generator().manual_seed(0)
+    for i in range(100):
+        place, action = torch.randint(2, (2, 1, 2, 1), generator=g)
+        td = batch(spec, i, 1, 2, observation=(2.0 * place - 1).unsqueeze(-1).expand(1, 2, 1, spec.observation_size))
+        td.set(K.action, 1.2 * action.unsqueeze(-1) - 0.6 if continuous else action)
+        if not continuous:
+            td.get(K.action_mask).fill_(True)
+        td.get(("next", *K.reward)).copy_((action if decides == "action" else place).unsqueeze(-1))
+        operator.write(td)
+    operator.learn()
+    td.get(K.observation)[:, 0], td.get(K.observation)[:, 1] = -1.0, 1.0
+    if not continuous:
+        td.get(K.action_mask).fill_(True)
+    judged = operator.networks.both(operator.networks.seen(td.get(K.observation)), td.get(K.action_mask, None))
+    certain = judged.logits.amin(-1).sigmoid()[0, :, 0]
+    acts = acted(operator, td).get(K.taken)[0, :, 0]
+    if decides == "action":
+        assert certain.min() > 0.9 and acts.all()
+    else:
+        assert certain[0] < 0.1 and certain[1] > 0.9 and not acts.any()
+
+
 def test_nothing_is_learnt_before_there_are_enough_successes() -> None:
     operator = memory(task(), least=8)
     operator.write(batch(operator.spec, 0))
@@ -173,7 +206,7 @@ def test_a_teams_judge_tells_the_agents_what_it_knows() -> None:
         td.get(("next", *K.reward)).copy_(same.view(1, 2, 1, 1).expand(1, 2, 2, 1))
         operator.write(td)
     report = operator.learn()
-    assert set(report) == {"loss/prediction", "loss/reflection", "loss/distillation"}
+    assert set(report) == {"loss/prediction", "loss/reflection", "loss/distillation", "loss/outlook"}
     pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     alive, net = torch.ones(4, 2, dtype=torch.bool), operator.networks
     joint = net.team_confidence(torch.ones(4, 4), pairs, alive).sigmoid().mean(-1).flatten()
@@ -224,9 +257,10 @@ def test_the_least_of_the_ensemble_counts() -> None:
     operator, td = taught(memory(spec, members=3, kappa=0.01)), batch(spec, 51)
     net = operator.networks
     seen = net.seen(td.get(K.observation))
-    each = net.both(seen, None)[2].sigmoid()
-    assert each.shape[-1] == 3 and (each[..., 0] != each[..., 1]).all()
-    torch.testing.assert_close(operator(td.clone()).get(K.confidence), each.amin(-1))
+    each, outlook = net.both(seen, None)[2:]
+    assert each.shape[-1] == 3 and (each[..., 0] != each[..., 1]).all() and (outlook > 0).any() and (outlook < 0).any()
+    expected = torch.minimum(each.amin(-1), each.amin(-1) - outlook).sigmoid()
+    torch.testing.assert_close(operator(td.clone()).get(K.confidence), expected)
 
 
 def test_strength_is_how_often_memory_takes_over() -> None:

@@ -41,7 +41,15 @@ class Reflection(MemoryOperator):
     $$
 
     w is the softmax of the episodes' returns in units of their deviation, $\omega_t$ the `blame`; both have mean 1 over
-    a batch.  At an observation the confidence is $c = \min_e C_\psi^e(o, \mathrm{mode}\, P_\omega(\cdot|o))$, and
+    a batch.  One more $C_\psi(o)$ learns the same of the observation alone, so that memory does not take for an action's
+    doing what is the observation's (`confidence_logit`).  With $\ell$ for logits, the confidence is at an observation
+
+    $$
+    \ell(c) = \min_e \ell(C_\psi^e(o, \hat a)) - \max(0, \ell(C_\psi(o))), \qquad
+    \hat a = \mathrm{mode}\, P_\omega(\cdot|o)
+    $$
+
+    and
 
     $$
     b(\cdot|o) = w\, P_\omega(\cdot|o) + (1 - w)\, \pi_\theta(\cdot|o), \qquad

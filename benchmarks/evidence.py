@@ -97,6 +97,21 @@ class Comparison:
 COMPARED = (
     Comparison("Mnemo, region", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "gated"),
     Comparison("Mnemo, region, no gate", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "ungated"),
+    *(
+        Comparison(operator, f"PPO, {where}", "operators_ppo", task, arm)
+        for operator, arm in (
+            ("SelfImitation", "sil"),
+            ("ReturnMemory", "return_memory"),
+            ("Mnemo, region", "mnemo_region"),
+            ("GEM", "gem"),
+            ("AdaMemento", "adamemento"),
+        )
+        for task, where in (
+            ("chain_40", "chain of 40, slips"),
+            ("lunar_lander", "LunarLander, early"),
+            ("hopper", "Hopper"),
+        )
+    ),
     Comparison("GEM", "DQN, chain", "gem_discrete", "chain_20", "gem"),
     Comparison("GEM", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
     Comparison(

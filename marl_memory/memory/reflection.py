@@ -41,8 +41,8 @@ class Reflection(MemoryOperator):
     $$
 
     w is the softmax of the episodes' returns in units of their deviation, $\omega_t$ the `blame`; both have mean 1 over
-    a batch.  One more $C_\psi(o)$ learns the same of the observation alone, so that memory does not take for an action's
-    doing what is the observation's (`confidence_logit`).  With $\ell$ for logits, the confidence is at an observation
+    a batch.  One more $C_\psi(o)$ learns the same of the observation alone, so that memory does not take for the
+    action's doing what is the observation's (`confidence_logit`).  With logits $\ell$ the confidence is
 
     $$
     \ell(c) = \min_e \ell(C_\psi^e(o, \hat a)) - \max(0, \ell(C_\psi(o))), \qquad

@@ -18,10 +18,10 @@ from marl_memory.networks.mlp import MLP
 from marl_memory.networks.normalisation import RunningMoments
 from marl_memory.spec import TaskSpec
 
+Array = TypeVar("Array", Tensor, np.ndarray)
+
 NARROWEST = -3.0
 """The least log-deviation of a prediction, before squashing: successes that all did the same would make it a point."""
-
-Array = TypeVar("Array", Tensor, np.ndarray)
 
 LIMIT = 0.995
 """Actions are predicted within ± this share of their bounds: beyond, the squashed Gaussian's own place is far out."""
@@ -144,7 +144,7 @@ class Networks(nn.Module):
                 seen.settle()
 
     def seen(self, observation: Tensor) -> Tensor:
-        """``[*B, A, F] → [*B, A, F']``: what `prediction` and `confidence` read."""
+        """``[*B, A, F] → [*B, A, F']``: what `both` reads."""
         return self.input(self.observed(observation))
 
     def both(self, seen: Tensor, mask: Tensor | None, action: Tensor | None = None) -> Judged:

@@ -97,6 +97,10 @@ class Comparison:
 COMPARED = (
     Comparison("Mnemo, region", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "gated"),
     Comparison("Mnemo, region, no gate", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "ungated"),
+    Comparison("Mnemo, field", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "gated"),
+    Comparison(
+        "Mnemo, field, no gate", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "ungated"
+    ),
     *(
         Comparison(operator, f"PPO, {where}", "operators_ppo", task, arm)
         for operator, arm in (

@@ -101,6 +101,7 @@ COMPARED = (
     Comparison(
         "Mnemo, field, no gate", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "ungated"
     ),
+    Comparison("Mnemo, field, no gate", "DDPG, Pendulum", "capacity_gradient", "pendulum", "4096"),
     *(
         Comparison(operator, f"PPO, {where}", "operators_ppo", task, arm)
         for operator, arm in (

@@ -22,9 +22,12 @@ NAME = "gradient_field"
 
 RULES = ("variance", "mass")
 
-REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "neighbours", "variance_kept")
-"""Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, how many there are within reach, and
-(1 − β)² + β²/n_e."""
+REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "age", "neighbours", "variance_kept")
+"""Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, the mean age in environment steps, how
+many there are within reach, and (1 − β)² + β²/n_e."""
+
+SUMS = 9
+"""Of products of u, x, t and y, but y²."""
 
 
 class _Recalled(NamedTuple):
@@ -32,10 +35,11 @@ class _Recalled(NamedTuple):
 
     Args:
         mean: ``[*B, A, P]``, their gradient, in the present units.
-        pairs: ``[*B, A, 5]``, the regression's sums.
+        pairs: ``[*B, A, 9]``, the regression's sums.
         total: ``[*B, A]``, W.
         effective: ``[*B, A]``, n_e.
         distance: ``[*B, A]``, mean distance in units of h.
+        age: ``[*B, A]``, mean age in environment steps.
         found: ``[*B, A]``, how many there are.
         around: ``[*B, A]``, Σ w_i δ_i.
     """
@@ -45,6 +49,7 @@ class _Recalled(NamedTuple):
     total: Tensor
     effective: Tensor
     distance: Tensor
+    age: Tensor
     found: Tensor
     around: Tensor
 
@@ -62,17 +67,19 @@ class GradientField(MemoryOperator):
     $$
 
     and the actor follows $\tilde g$.  With noise of variance $\sigma^2$ in each g, and gradients that differ by $L d$
-    over a distance d, $\tilde g$ has least mean squared error at
-    $\beta^* = \sigma^2 / (\sigma^2 + \sigma^2 / n_e + b^2)$, where $n_e = (\sum \kappa n)^2 / \sum \kappa^2 n$ is the
-    number of independent gradients in the mean and b = L d̄.  Hence
+    over a distance d and by $\sqrt{D t}$ over a time t, in which the critic learns, $\tilde g$ has least mean squared
+    error at $\beta^* = \sigma^2 / (\sigma^2 + \sigma^2 / n_e + b^2)$, where
+    $n_e = (\sum \kappa n)^2 / \sum \kappa^2 n$ is the number of independent gradients in the mean and
+    $b^2 = L^2 \bar d^2 + D \bar t$.  Hence
 
     $$
     \beta(s) = \beta_{\max}\,\mathrm{strength}\; \frac{\hat\sigma^2}{\hat\sigma^2 + \hat\sigma^2 / n_e + \hat b^2}
     \cdot \min\Big(1, c_\delta \frac{|\bar\delta(s)|}{S}\Big)
     $$
 
-    where $\hat\sigma^2$ and L² are the coefficients of a running regression of $\lVert g(s) - g_i \rVert^2$ on
-    $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients) and $d_i^2$.  The last factor is the fixed-point gate:
+    where $\hat\sigma^2$, L² and D are the coefficients, none of them negative, of a running regression of
+    $\lVert g(s) - g_i \rVert^2$ on $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients), $d_i^2$ and the age $t_i$.  The
+    last factor is the fixed-point gate:
     $\bar\delta$ is the TD error around s, S the running root mean square of the value targets, at least that of the
     rewards / (1 − γ).  It closes where the critic satisfies its Bellman equation, so that a memory cannot move that
     solution.
@@ -170,7 +177,7 @@ class GradientField(MemoryOperator):
             scope=scope,
             capacity=capacity,
             budget=budget,
-            payload_size=2 * p + 1,
+            payload_size=2 * p + 2,
             signal_size=p,
             policy=policy,
             neighbours=neighbours,
@@ -190,12 +197,12 @@ class GradientField(MemoryOperator):
         self.square = RunningMean(self.scope.banks, self.scope.payloads)
         self.register_buffer("valid", torch.tensor(spec.action_valid), persistent=False)
         self.padded = not bool(self.valid.all())
-        self.register_buffer("pairs", torch.zeros(self.scope.banks, self.scope.payloads, 5))
+        self.register_buffer("pairs", torch.zeros(self.scope.banks, self.scope.payloads, SUMS))
         self.register_buffer("averages", torch.zeros(2, 2, spec.n_agents, p))
         self._entries: Entries = {
             **self.trace.entries,
             self.fresh: Entry((spec.n_agents, p)),
-            self.moments: Entry((spec.n_agents, 5)),
+            self.moments: Entry((spec.n_agents, SUMS)),
             self.report: Entry((spec.n_agents, len(REPORT))),
         }
         self._size = float(self.bytes)
@@ -209,16 +216,16 @@ class GradientField(MemoryOperator):
 
     valid: Tensor
     pairs: Tensor
-    """``[G, S, 5]``: decayed sums over pairs of rows and neighbours: u², ux, uy, x², xy."""
+    """``[G, S, 9]``: decayed sums over pairs of rows and neighbours: u², ux, ut, uy, x², xt, xy, t², ty."""
     averages: Tensor
     """``[2, 2, A, P]``: of the batch's mean gradient, as it was and as it became, the running mean and variance."""
 
     fresh = ("learn", NAME, "fresh")
     """``[*B, A, P]``: the gradient as the critic gave it."""
     moments = ("learn", NAME, "moments")
-    """``[*B, A, 5]``: sums over pairs (row, neighbour) for the regression: u², ux, uy, x², xy."""
+    """``[*B, A, 9]``: sums over pairs (row, neighbour) for the regression: u², ux, ut, uy, x², xt, xy, t², ty."""
     report = ("learn", NAME, "report")
-    """``[*B, A, 7]``, see `REPORT`."""
+    """``[*B, A, 8]``, see `REPORT`."""
 
     @property
     def asks(self) -> Entries:
@@ -299,7 +306,7 @@ class GradientField(MemoryOperator):
         """What the neighbours say, for ``gradient`` ``[*B, A, P]``."""
         p, scope = self.spec.action_size, self.scope
         payload, weights, mass, x = self.trace.find(td)
-        signal, action, error = payload.split([p, p, 1], -1)
+        signal, action, error, time = payload.split([p, p, 1, 1], -1)
         if self.action_bandwidth is not None:
             here = scope.to_banks(self._action(td)).unsqueeze(2)
             weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
@@ -308,26 +315,28 @@ class GradientField(MemoryOperator):
         if not self.spec.continuous:
             difference = torch.where(scope.to_banks(self._allowed(td)).unsqueeze(2), difference, 0.0)
         near = weights > 0
-        of_pairs = torch.stack([mass.reciprocal() + 1, x, difference.square_().sum(-1), near])
-        u, x, y, found = torch.where(near, of_pairs, 0.0)
+        of_pairs = torch.stack([mass.reciprocal() + 1, x, self._age(time), difference.square_().sum(-1), near])
+        u, x, t, y, found = torch.where(near, of_pairs, 0.0)
         # Everything of which there are sums over neighbours: one product, one sum.
-        first = torch.stack([u, u, u, x, x, weights, weights, weights, weights, found])
-        second = torch.stack([u, x, y, x, y, found, weights / mass, x.sqrt(), error.squeeze(-1), found])
-        sums = scope.to_agents((first * second).sum(3).movedim(0, -1), td.batch_size)
-        total, squares, distance, around, found = sums[..., 5:].unbind(-1)
+        first = torch.stack([u, u, u, u, x, x, x, t, t, weights, weights, weights, weights, weights, found])
+        second = [u, x, t, y, x, t, y, t, y, found, weights / mass, x.sqrt(), t, error.squeeze(-1), found]
+        sums = scope.to_agents((first * torch.stack(second)).sum(3).movedim(0, -1), td.batch_size)
+        total, squares, distance, age, around, found = sums[..., SUMS:].unbind(-1)
         least = total.clamp(min=TINY)
         mean = scope.to_agents((weights.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size) / least.unsqueeze(-1)
         effective = total.square() / squares.clamp(min=TINY)
-        return _Recalled(self._project(mean, td), sums[..., :5], total, effective, distance / least, found, around)
+        pairs = sums[..., :SUMS]
+        return _Recalled(self._project(mean, td), pairs, total, effective, distance / least, age / least, found, around)
 
     def _blend(self, td: TensorDictBase, own: Tensor, recalled: _Recalled) -> tuple[Tensor, Tensor]:
-        """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 7]``."""
-        _, _, total, effective, distance, found, around = recalled
+        """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 8]``."""
+        _, _, total, effective, distance, age, found, around = recalled
         if self.beta_rule == "mass":
             beta = total / (total + self.mass_half)
         else:
-            noise, slope = (self.scope.per_agent(x) for x in self.noise_and_slope())
-            beta = noise / (noise + noise / effective.clamp(min=TINY) + slope * distance.square()).clamp(min=TINY)
+            noise, slope, drift = (self.scope.per_agent(x) for x in self.regression())
+            bias = slope * distance.square() + drift * age
+            beta = noise / (noise + noise / effective.clamp(min=TINY) + bias).clamp(min=TINY)
         beta = beta * (self.beta * self.strength)
         if self.gate is not None:
             beta = beta * self.gate(td.get(self.spec.keys.td_error)[..., 0], around, total)
@@ -336,15 +345,28 @@ class GradientField(MemoryOperator):
             beta = torch.where(cosine >= self.least_cosine, beta, 0.0)
         beta = torch.where((total > 0) & td.get(self.spec.keys.alive), beta, 0.0)
         kept = (1 - beta).square() + beta.square() / effective.clamp(min=1.0)
-        return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, found, kept], -1)
+        return beta.unsqueeze(-1), torch.stack([total, effective, beta, cosine, distance, age, found, kept], -1)
 
-    def noise_and_slope(self) -> tuple[Tensor, Tensor]:
-        """σ̂² and L² ``[G, S]``, in units of the gradient's mean square and of h."""
-        ux, uy, xx, xy = (self.pairs[..., 1:] / self.pairs[..., :1].clamp(min=TINY)).unbind(-1)
-        spread = torch.addcmul(xx, ux, ux, value=-1)
-        slope = (torch.addcmul(xy, ux, uy, value=-1) / spread.clamp(min=TINY)).clamp_(min=0.0)
-        slope = torch.where(spread > 1e-6, slope, 0.0)
-        return torch.maximum(torch.addcmul(uy, slope, ux, value=-1), 0.01 * uy), slope
+    def regression(self) -> tuple[Tensor, Tensor, Tensor]:
+        """σ̂², L² and D ``[G, S]``, in units of the gradient's mean square, and of that over h² and environment steps.
+
+        Least squares under L², D ≥ 0: where that of both is negative in one, the one that alone explains more.
+        """
+        _, ux, ut, uy, xx, xt, xy, tt, ty = (self.pairs / self.pairs[..., :1].clamp(min=TINY)).unbind(-1)
+        of_x, of_t = _left(xx, ux * ux), _left(tt, ut * ut)  # by u
+        xt, xy, ty = xt - ux * ut, xy - ux * uy, ty - ut * uy
+        slope, drift = (y.clamp(min=0.0) / of.clamp(min=TINY) * (of > 0) for y, of in ((xy, of_x), (ty, of_t)))
+        steeper = slope * xy >= drift * ty
+        slope, drift = torch.where(steeper, slope, 0.0), torch.where(steeper, 0.0, drift)
+        apart = _left(of_x * of_t, xt.square())
+        both = torch.stack([of_t * xy - xt * ty, of_x * ty - xt * xy])
+        joint = (apart > 0) & (both >= 0).all(0)
+        slope, drift = torch.where(joint, both / apart.clamp(min=TINY), torch.stack([slope, drift]))
+        return torch.maximum(uy - slope * ux - drift * ut, 0.01 * uy), slope, drift
+
+    def _age(self, time: Tensor) -> Tensor:
+        """Environment steps since ``time`` ``[…, 1]``: ``[…]``."""
+        return (self.trace.store.now - time).squeeze(-1)
 
     @property
     def _rms(self) -> Tensor:
@@ -359,9 +381,9 @@ class GradientField(MemoryOperator):
         k, alive = self.spec.keys, td.get(self.spec.keys.alive)
         gradient = self._project(td.get(self.fresh), td)
         self._learn_scales(td, gradient, alive)
-        parts = [gradient / self.scope.per_agent(self._rms).unsqueeze(-1), self._action(td)]
-        error = torch.zeros_like(gradient[..., :1]) if self.gate is None else td.get(k.td_error)[..., :1]
-        self.trace.write(td, torch.cat([*parts, error], -1))
+        signal, one = gradient / self.scope.per_agent(self._rms).unsqueeze(-1), torch.ones_like(gradient[..., :1])
+        error = torch.zeros_like(one) if self.gate is None else td.get(k.td_error)[..., :1]
+        self.trace.write(td, torch.cat([signal, self._action(td), error, one * self.trace.store.now], -1))
 
     def _learn_scales(self, td: TensorDictBase, gradient: Tensor, alive: Tensor) -> None:
         """ρ, the regression's sums, the gate's, and how the batch's mean gradient varies from update to update."""
@@ -370,9 +392,9 @@ class GradientField(MemoryOperator):
         means, count = self.scope.means(torch.cat(columns, -1), self.scope.living(alive))
         known = count > 0
         self.square.update(means[..., 0], known[..., 0])
-        self.pairs.mul_(FORGET).addcmul_(means[..., 1:6], count)
+        self.pairs.mul_(FORGET).addcmul_(means[..., 1 : 1 + SUMS], count)
         if self.gate is not None:
-            self.gate.squares.update(means[..., 6:], known)
+            self.gate.squares.update(means[..., 1 + SUMS :], known)
         alive = alive.reshape(-1, self.spec.n_agents, 1)
         # Both projected, else masked and padded entries would count in one of the two.
         both = torch.stack([gradient, self._project(td.get(self.spec.keys.action_gradient), td)])
@@ -392,7 +414,7 @@ class GradientField(MemoryOperator):
         alive = td.get(self.spec.keys.alive)
         living = torch.where(alive.unsqueeze(-1), td.get(self.report), 0.0)
         report = living.flatten(0, -2).sum(0) / alive.sum().clamp(min=1)
-        noise, slope = self.noise_and_slope()
+        noise, slope, drift = self.regression()
         fresh, fused = self.averages[:, 1].sum((1, 2))
         return {
             "rows": self.trace.store.held.sum().float(),
@@ -400,6 +422,7 @@ class GradientField(MemoryOperator):
             "strength": torch.tensor(self.strength),
             "noise": noise.mean(),
             "slope": slope.mean(),
+            "drift": drift.mean(),
             "rejected": self.trace.store.rejected.sum().float(),
             "variance_ratio": fused / fresh.clamp(min=TINY),
             **dict(zip(REPORT, report.unbind(), strict=True)),
@@ -426,3 +449,9 @@ class GradientField(MemoryOperator):
             return gradient
         mean = gradient.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp(min=1)
         return torch.where(allowed, gradient - mean, 0.0)
+
+
+def _left(whole: Tensor, taken: Tensor) -> Tensor:
+    """``whole`` without what is ``taken``; 0 where that is rounding."""
+    left = whole - taken
+    return torch.where(left > 1e-5 * whole, left, 0.0)

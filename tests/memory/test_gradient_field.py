@@ -6,17 +6,19 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import lsq_linear
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from marl_memory.algorithms.ddpg import DDPG
 from marl_memory.algorithms.deterministic import DeterministicHost
 from marl_memory.algorithms.td3 import TD3
-from marl_memory.memory.gradient_field import REPORT, GradientField, _Recalled
+from marl_memory.memory.gradient_field import REPORT, SUMS, GradientField, _Recalled
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 from marl_memory.training.replay import ReplayRing
@@ -246,15 +248,57 @@ def test_two_neighbours_by_hand_under_the_rule_of_mass(slope: float, reward_scal
 def test_two_neighbours_by_hand_under_the_rule_of_variance() -> None:
     memory = two_neighbours(beta=0.8, beta_rule="variance")
     # Two pairs at squared distances x = 0 and 1 (units of h²) differ by y = 1 and 1.5: L² = 0.5, and σ² = 0.5, since
-    # both neighbours are one gradient each, u = 1 + 1/1.  The sums of u², ux, uy, x², xy:
-    memory.pairs.copy_(torch.tensor([8.0, 2.0, 5.0, 1.0, 1.5]))
-    noise, slope = memory.noise_and_slope()
-    assert (noise.item(), slope.item()) == pytest.approx((0.5, 0.5))
+    # both neighbours are one gradient each, u = 1 + 1/1, and new.  The sums of u², ux, ut, uy, x², xt, xy, t², ty:
+    memory.pairs.copy_(torch.tensor([8.0, 2.0, 0.0, 5.0, 1.0, 0.0, 1.5, 0.0, 0.0]))
+    assert [x.item() for x in memory.regression()] == pytest.approx([0.5, 0.5, 0.0])
     td = memory(batch(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.0, 1.0]]]), error=0.3))
     beta = 0.8 * 0.5 / (0.5 + 0.5 / EFFECTIVE + 0.5 * DISTANCE**2) * abs(ERROR) / 4
     assert told(memory, td, "beta").item() == pytest.approx(beta, rel=1e-5)
     expected = [1 - beta + beta * x for x in AROUND]
     torch.testing.assert_close(td.get(K.action_gradient), torch.tensor([[expected]]))
+
+
+def test_what_age_explains_is_no_noise_by_hand() -> None:
+    memory = two_neighbours(beta=0.8, beta_rule="variance")
+    # Three pairs, u = 2: y = 1 at x = 0 and t = 0, 3 at x = 1 and t = 10, 4 at x = 0 and t = 20: σ² = 0.5, D = 0.15,
+    # L² = 0.5.
+    memory.pairs.copy_(torch.tensor([12.0, 2.0, 60.0, 16.0, 1.0, 10.0, 3.0, 500.0, 110.0]))
+    assert [x.item() for x in memory.regression()] == pytest.approx([0.5, 0.5, 0.15], rel=1e-4)
+    memory.set_progress(8, 0.0)  # the two were written at 0
+    td = memory(batch(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.0, 1.0]]]), error=0.3))
+    assert told(memory, td, "age").item() == 8
+    beta = 0.8 * 0.5 / (0.5 + 0.5 / EFFECTIVE + 0.5 * DISTANCE**2 + 0.15 * 8) * abs(ERROR) / 4
+    assert told(memory, td, "beta").item() == pytest.approx(beta, rel=1e-4)
+
+
+def test_a_row_is_as_old_as_what_is_averaged_in_it() -> None:
+    """Written into one row at 0 and at 20, and read at 30, with a half-life of 10: (30/8 + 10/2) / (5/8) = 14."""
+    memory = field(task(), capacity=2, policy="merge", half_life=10.0)
+    for frames in (0, 20):
+        memory.set_progress(frames, 0.0)
+        remember(memory, torch.zeros(2, 1, 2), torch.ones(2, 1, 2))
+    memory.set_progress(30, 0.0)
+    td = memory(batch(memory, torch.zeros(1, 1, 2), torch.ones(1, 1, 2)))
+    assert told(memory, td, "age").item() == pytest.approx(14.0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**31), slope=st.floats(-1.0, 1.0), drift=st.floats(-0.1, 0.1), alike=st.floats(0.0, 1.0))
+def test_the_regression_is_that_of_scipy(seed: int, slope: float, drift: float, alike: float) -> None:
+    """Least squares with L² and D ≥ 0 as ``scipy.optimize.lsq_linear`` finds them, also where x and t are alike."""
+    generator = np.random.default_rng(seed)
+    u, x = 1 + 1 / generator.integers(1, 5, 64), generator.exponential(1.0, 64)
+    t = 100 * (alike * x + (1 - alike) * generator.random(64)) + generator.random(64)
+    y = 3 * u + slope * x + drift * t + 0.3 * generator.standard_normal(64)
+    memory = field(task())
+    pairs = [u * u, u * x, u * t, u * y, x * x, x * t, x * y, t * t, t * y]
+    memory.pairs.copy_(torch.tensor([p.sum() for p in pairs]))
+    found = lsq_linear(np.stack([u, x, t], 1), y, bounds=([-np.inf, 0, 0], np.inf), tol=1e-12).x
+    assume(found[0] > 0.01 * (u * y).sum() / (u * u).sum())
+    noise, slopes, drifts = (z.item() for z in memory.regression())
+    predicted = (np.stack([u, x, t], 1) @ v for v in (found, np.array([noise, slopes, drifts])))
+    ours, theirs = (((y - z) ** 2).sum() for z in predicted)
+    assert min(slopes, drifts) >= 0 and ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_the_gate_is_open_at_most_once_and_shut_where_the_error_is_0() -> None:
@@ -552,20 +596,29 @@ def test_variance_and_error_are_those_of_the_formulas() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    noise=st.floats(0.01, 1.0), slope=st.floats(0.0, 1.0), effective=st.floats(1.0, 16.0), distance=st.floats(0.0, 2.0)
+    noise=st.floats(0.01, 1.0),
+    slope=st.floats(0.0, 1.0),
+    drift=st.floats(0.0, 1.0),
+    effective=st.floats(1.0, 16.0),
+    distance=st.floats(0.0, 2.0),
+    age=st.floats(0.0, 2.0),
 )
-def test_the_rule_of_variance_is_the_best_beta(noise: float, slope: float, effective: float, distance: float) -> None:
+def test_the_rule_of_variance_is_the_best_beta(
+    noise: float, slope: float, drift: float, effective: float, distance: float, age: float
+) -> None:
     """With β_max = 1 the MSE of (M3) is least there, and below that of the gradient alone."""
     memory = field(task(), beta_rule="variance")
-    memory.pairs.copy_(torch.tensor([8.0, 2.0, 8 * noise + 2 * slope, 1.0, 2 * noise + slope]))
-    b = slope * distance**2
+    # Three pairs with u = 2, at (x, t) = (0, 0), (1, 0) and (0, 1).
+    uy, xy, ty = 12 * noise + 2 * slope + 2 * drift, 2 * noise + slope, 2 * noise + drift
+    memory.pairs.copy_(torch.tensor([12.0, 2.0, 2.0, uy, 1.0, 0.0, xy, 1.0, ty]))
+    b = slope * distance**2 + drift * age
 
     def mse(beta: float) -> float:
         return (1 - beta) ** 2 * noise + beta**2 * (noise / effective + b)
 
     one = torch.ones(1, 1)
     nothing = torch.zeros(1, 1, 2)
-    recalled = _Recalled(nothing, one.expand(1, 5), one, effective * one, distance * one, one, one)
+    recalled = _Recalled(nothing, one.expand(1, SUMS), one, effective * one, distance * one, age * one, one, one)
     living = TensorDict({memory.spec.keys.alive: torch.ones(1, 1, dtype=torch.bool)}, batch_size=(1,))
     beta = memory._blend(living, nothing, recalled)[0].item()
     assert beta == pytest.approx(noise / (noise + noise / effective + b), rel=1e-3)
@@ -580,16 +633,36 @@ def test_the_regression_finds_noise_and_slope(sigma: float, slope: float, policy
     """‖g − g_i‖² = (1 + 1/n_i) σ² + L² d², in units of the gradients' mean square and of h²."""
     memory = field(task(), capacity=1024, neighbours=16, strength=0.0, policy=policy)
     for step in range(110):
+        memory.set_progress(step, 0.0)
         keys = 3 * uniform(256, 1, 2, seed=step)
         gradient = smooth(keys, slope) + sigma / math.sqrt(2) * normal(256, 1, 2, seed=500 + step)
         remember(memory, keys, gradient)
         if step == 10:  # while a bank fills, h shrinks, and what was x in its units is not what it is later
             memory.pairs.zero_()
     store, unit = memory.trace.store, memory.square.value.item()
-    noise, squared = memory.noise_and_slope()
+    noise, squared, drift = memory.regression()
     h = store.bandwidth.item() / store.scale.mean().item()
     # All pairs of a query share its noise: 16 000 count, of which the slope (in h²) is known to some 2 % of 2σ², and
     # the noise likewise, of what the pairs differ by.
     differ = 2 * sigma**2 + (slope * h) ** 2
     assert noise.item() * unit == pytest.approx(sigma**2, abs=0.05 * differ)
     assert squared.item() * unit == pytest.approx((slope * h) ** 2, abs=0.1 * differ)
+    assert (drift * told(memory, memory(batch(memory, keys, gradient)), "age").mean()).item() * unit < 0.05 * differ
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+def test_the_regression_tells_drift_from_noise(sigma: float) -> None:
+    """With every step the critic moves by √D in a direction of its own: ‖g − g_i‖² = 2 σ² + D t, exactly so."""
+    memory = field(task(actions=128), capacity=4096, neighbours=16, strength=0.0)
+    moved, moves, drift = 10 * torch.eye(128)[-1], 0.2 * torch.eye(128), 0.04
+    for step in range(120):
+        memory.set_progress(1000 * step, 0.0)
+        moved += moves[step]
+        gradient = moved.expand(256, 1, 128) + sigma / math.sqrt(128) * normal(256, 1, 128, seed=step)
+        remember(memory, 3 * uniform(256, 1, 2, seed=500 + step), gradient)
+        if step == 20:  # from then on rows are 1 000 to 16 000 old
+            memory.pairs.zero_()
+    unit = memory.square.value.item()
+    noise, _, drifted = (x.item() * unit for x in memory.regression())
+    assert drifted * 1000 == pytest.approx(drift, rel=0.1)
+    assert noise == pytest.approx(sigma**2, abs=0.1 * drift)

@@ -117,6 +117,7 @@ COMPARED = (
             ("hopper", "Hopper"),
         )
     ),
+    Comparison("GEM", "TD3, InvertedDoublePendulum", "gem", "inverted_double_pendulum", "gem"),
     Comparison("GEM", "DQN, chain", "gem_discrete", "chain_20", "gem"),
     Comparison("GEM", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
     Comparison(

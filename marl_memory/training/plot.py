@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
+from itertools import combinations
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -93,11 +94,11 @@ def group_runs(runs: Sequence[Path], say: Callable[[str], None]) -> dict[str, li
         experiments[i][1].append(run)
         if (first := seeds.setdefault((i, config["seed"]), run)) != run:
             say(f"note: {run} is the same experiment and seed as {first}; both are counted")
-    first = experiments[0][0]
-    differing = [_compare(first, config) for config, _ in experiments]
-    keys = list(dict.fromkeys(key for found in differing for key in found))
-    at_first = {key: found[key][0] for found in reversed(differing) for key in found}
-    values = [{key: found.get(key, ("", at_first[key]))[1] for key in keys} for found in differing]
+    differing: dict[str, dict[int, str]] = {}  # of each key that is not the same in all, the values
+    for (i, (a, _)), (j, (b, _)) in combinations(enumerate(experiments), 2):
+        for key, (x, y) in _compare(a, b).items():
+            differing.setdefault(key, {}).update({i: x, j: y})
+    values = [{key: found[i] for key, found in differing.items() if i in found} for i in range(len(experiments))]
     tasks = [read_run(members[0])["task"]["name"] for _, members in experiments]
     labels = [_label(task, texts) for task, texts in zip(tasks, values, strict=True)]
     if len(set(labels)) < len(labels):  # the same task in several forms: its name does not tell them apart
@@ -125,8 +126,17 @@ def mean_line(
 
 
 def _compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The values in ``a`` and ``b`` of each key that makes them different experiments."""
-    return {key: (x, y) for key, x, y in differences(a, b) if not key.startswith(NOT_COMPARED)}
+    """The values in ``a`` and ``b`` of each key that makes them different experiments.
+
+    Of operators that only one of them has, ``memory`` with their names stands for all keys.
+    """
+    found = {key: (x, y) for key, x, y in differences(a, b) if not key.startswith(NOT_COMPARED)}
+    ours, theirs = (list(config.get("memory") or ()) for config in (a, b))
+    apart = ["memory", *(f"memory.{name}" for name in {*ours} ^ {*theirs})]
+    if len(apart) == 1:
+        return found
+    names = f"[{','.join(ours)}]", f"[{','.join(theirs)}]"
+    return {"memory": names} | {key: x for key, x in found.items() if ".".join(key.split(".")[:2]) not in apart}
 
 
 def _label(task: str, values: Mapping[str, str]) -> str:

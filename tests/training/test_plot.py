@@ -41,6 +41,7 @@ def make_run(
     seed: int = 0,
     env: dict[str, Any] | None = None,
     lr: float = 0.001,
+    memory: dict[str, Any] | None = None,
     **training: Any,
 ) -> Path:
     """What a run leaves, as far as a plot reads it."""
@@ -48,6 +49,7 @@ def make_run(
         "env": {**DUEL, **(env or {})},
         "algorithm": {"lr": lr, "name": "mappo"},
         "training": {"total_frames": 300, "threads": 1, **training},
+        "memory": memory or {},
         "logger": {"quiet": bool(seed)},
         "seed": seed,
     }
@@ -85,6 +87,20 @@ def test_the_task_stands_for_its_keys_unless_it_does_not_tell_groups_apart(tmp_p
     assert group_runs([a, c], print) == {"env.kwargs.dragon=nothing": [a], "env.kwargs.dragon=3": [c]}
     three = group_runs([a, b, c], print)
     assert [members for members in three.values()] == [[a], [b], [c]]
+
+
+def test_operators_that_only_some_runs_have_are_named_and_not_spelt_out(tmp_path: Path, spec: TaskSpec) -> None:
+    operators = ({}, {"gem": {"alpha": 0.25, "capacity": 9}}, {"gem": {"alpha": 1.0, "capacity": 9}}, {"sil": {"c": 1}})
+    runs = [make_run(tmp_path / str(i), spec, curve(1.0), memory=memory) for i, memory in enumerate(operators)]
+    labels = [
+        "memory=[]",
+        "memory=[gem], memory.gem.alpha=0.25",
+        "memory=[gem], memory.gem.alpha=1.0",
+        "memory=[sil]",
+    ]
+    assert group_runs(runs, print) == {label: [run] for label, run in zip(labels, runs, strict=True)}
+    assert list(group_runs(runs[:2], print)) == ["memory=[]", "memory=[gem]"]
+    assert list(group_runs(runs[1:3], print)) == ["memory.gem.alpha=0.25", "memory.gem.alpha=1.0"]
 
 
 def test_the_same_experiment_and_seed_twice_is_said(tmp_path: Path, spec: TaskSpec) -> None:

@@ -75,7 +75,7 @@ def filled(rows: int, search: str, **options: Any) -> tuple[Updates, GradientFie
     field = GradientField(spec=spec, capacity=rows, search=search, **options)
     with_memory = Updates(field)
     store, keys = field.trace.store, states()[1]
-    payload = torch.randn(1, 4096, 1, 14, generator=torch.Generator().manual_seed(0))
+    payload = torch.randn(1, 4096, 1, 21, generator=torch.Generator().manual_seed(0))
     for first in range(0, rows, 4096):
         store.write(keys[:, first : first + 4096], payload, torch.ones(1, 4096, 1, dtype=torch.bool))
     for _ in range(2 * UPDATES):

@@ -177,8 +177,9 @@ class GradientField(MemoryOperator):
             scope=scope,
             capacity=capacity,
             budget=budget,
-            payload_size=2 * p + 2,
+            payload_size=3 * p + 3,
             signal_size=p,
+            newest=p + 1,
             policy=policy,
             neighbours=neighbours,
             half_life=half_life,
@@ -306,21 +307,23 @@ class GradientField(MemoryOperator):
         """What the neighbours say, for ``gradient`` ``[*B, A, P]``."""
         p, scope = self.spec.action_size, self.scope
         payload, weights, mass, x = self.trace.find(td)
-        signal, action, error, time = payload.split([p, p, 1, 1], -1)
+        signal, action, error, time, last, last_time = payload.split([p, p, 1, 1, p, 1], -1)
         if self.action_bandwidth is not None:
             here = scope.to_banks(self._action(td)).unsqueeze(2)
             weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
         rms = self._rms.unsqueeze(1).unsqueeze(-1)
-        difference = (scope.to_banks(gradient) / rms).unsqueeze(2) - signal
+        # Two pairs with every neighbour: its mean, and the last that was averaged in it.
+        difference = (scope.to_banks(gradient) / rms).unsqueeze(2) - torch.stack([signal, last])
         if not self.spec.continuous:
             difference = torch.where(scope.to_banks(self._allowed(td)).unsqueeze(2), difference, 0.0)
         near = weights > 0
-        of_pairs = torch.stack([mass.reciprocal() + 1, x, self._age(time), difference.square_().sum(-1), near])
-        u, x, t, y, found = torch.where(near, of_pairs, 0.0)
-        # Everything of which there are sums over neighbours: one product, one sum.
-        first = torch.stack([u, u, u, u, x, x, x, t, t, weights, weights, weights, weights, weights, found])
-        second = [u, x, t, y, x, t, y, t, y, found, weights / mass, x.sqrt(), t, error.squeeze(-1), found]
-        sums = scope.to_agents((first * torch.stack(second)).sum(3).movedim(0, -1), td.batch_size)
+        u, x = torch.stack([mass.reciprocal() + 1, torch.full_like(mass, 2.0)]), x.expand(2, *x.shape)
+        t = (self.trace.store.now - torch.stack([time, last_time])).squeeze(-1)
+        u, x, t, y = torch.where(near, torch.stack([u, x, t, difference.square_().sum(-1)]), 0.0)
+        pairs = (torch.stack([u, u, u, u, x, x, x, t, t]) * torch.stack([u, x, t, y, x, t, y, t, y])).sum((1, 4))
+        of_means = [near, weights / mass, x[0].sqrt(), t[0], error.squeeze(-1)]
+        sums = torch.cat([pairs, (torch.stack([weights] * 5) * torch.stack(of_means)).sum(3), near.sum(2).unsqueeze(0)])
+        sums = scope.to_agents(sums.movedim(0, -1), td.batch_size)
         total, squares, distance, age, around, found = sums[..., SUMS:].unbind(-1)
         least = total.clamp(min=TINY)
         mean = scope.to_agents((weights.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size) / least.unsqueeze(-1)
@@ -364,10 +367,6 @@ class GradientField(MemoryOperator):
         slope, drift = torch.where(joint, both / apart.clamp(min=TINY), torch.stack([slope, drift]))
         return torch.maximum(uy - slope * ux - drift * ut, 0.01 * uy), slope, drift
 
-    def _age(self, time: Tensor) -> Tensor:
-        """Environment steps since ``time`` ``[…, 1]``: ``[…]``."""
-        return (self.trace.store.now - time).squeeze(-1)
-
     @property
     def _rms(self) -> Tensor:
         """ρ ``[G, S]``."""
@@ -383,7 +382,8 @@ class GradientField(MemoryOperator):
         self._learn_scales(td, gradient, alive)
         signal, one = gradient / self.scope.per_agent(self._rms).unsqueeze(-1), torch.ones_like(gradient[..., :1])
         error = torch.zeros_like(one) if self.gate is None else td.get(k.td_error)[..., :1]
-        self.trace.write(td, torch.cat([signal, self._action(td), error, one * self.trace.store.now], -1))
+        time = one * self.trace.store.now
+        self.trace.write(td, torch.cat([signal, self._action(td), error, time, signal, time], -1))
 
     def _learn_scales(self, td: TensorDictBase, gradient: Tensor, alive: Tensor) -> None:
         """ρ, the regression's sums, the gate's, and how the batch's mean gradient varies from update to update."""

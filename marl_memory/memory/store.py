@@ -65,6 +65,7 @@ class RingStore(nn.Module):
         payloads: S, in a row.
         payload_size: P.
         signal_size: of how many of the payload's leading entries the second moment is kept; None: of all.
+        newest: how many of the payload's last entries are those of the newest of what a row holds, and no mean.
         policy: ``merge``, ``fifo``, ``simhash`` or ``best`` (see `policies`).
         neighbours: K.
         half_life: environment steps after which a row counts half; None: rows do not age.
@@ -87,6 +88,7 @@ class RingStore(nn.Module):
         payload_size: int,
         projection: int | None = None,
         signal_size: int | None = None,
+        newest: int = 0,
         payloads: int = 1,
         policy: str = "merge",
         neighbours: int = 16,
@@ -111,6 +113,7 @@ class RingStore(nn.Module):
         self.decay = 0.0 if half_life is None else math.log(2) / half_life
         self.least_bandwidth = least_bandwidth
         self.signal_size = payload_size if signal_size is None else signal_size
+        self.newest = slice(payload_size - newest, payload_size)
         compared = features if projection is None else projection
         self.planes: Tensor | None
         planes = None if projection is None else random_projection(features, projection, generator)
@@ -353,6 +356,9 @@ class RingStore(nn.Module):
         after = mass.index_select(0, at)
         n = after.clamp(min=1)
         means.index_add_(0, at, (x - before).mul_((live / n).unsqueeze(-1)))
+        if self.newest.start < self.newest.stop:
+            newest = torch.where(live.unsqueeze(-1), x, before)[..., self.newest]
+            means[..., self.newest].index_copy_(0, at, newest)
         every_key.index_add_(0, at, (keys - every_key.index_select(0, at)).div_(n.amax(-1, keepdim=True)))
         own.scatter_reduce_(0, at, torch.where(own.take(at) == numbers, numbers, -1), "amin")
         time.index_fill_(0, at, self.now)

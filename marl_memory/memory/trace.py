@@ -51,7 +51,7 @@ class Trace(nn.Module):
         scope, capacity, budget: see `Scope`.
         payload_size: P.
         sketch_size: features of ``fourier``.
-        signal_size, policy, neighbours, half_life, search: see `RingStore`.
+        signal_size, newest, policy, neighbours, half_life, search: see `RingStore`; ``fourier`` has means alone.
         projection: see `RingStore`; of pictures, whose keys are projected before they are stored, None stands for
             `PICTURE_SIZE`.
         min_rows: rows a bank must have seen before it acts; None: a quarter of what it can hold, at most 1 000.
@@ -85,6 +85,7 @@ class Trace(nn.Module):
         min_rows: int | None,
         payloads: str,
         seed: int,
+        newest: int = 0,
         sketch_size: int = 512,
         keep_neighbours: int | None = None,
         keep_rows: int = 1_000_000,
@@ -133,6 +134,7 @@ class Trace(nn.Module):
                 **sizes,
                 rows=rows,
                 signal_size=signal_size,
+                newest=newest,
                 policy=policy,
                 search=search,
                 projection=projection,

@@ -78,7 +78,8 @@ class GradientField(MemoryOperator):
     $$
 
     where $\hat\sigma^2$, L² and D are the coefficients, none of them negative, of a running regression of
-    $\lVert g(s) - g_i \rVert^2$ on $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients), $d_i^2$ and the age $t_i$.  The
+    $\lVert g(s) - g_i \rVert^2$ on $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients), $d_i^2$ and the age $t_i$.  Every
+    neighbour is in it twice, with its mean and with the newest gradient in it: means alone may all be of one age.  The
     last factor is the fixed-point gate:
     $\bar\delta$ is the TD error around s, S the running root mean square of the value targets, at least that of the
     rewards / (1 − γ).  It closes where the critic satisfies its Bellman equation, so that a memory cannot move that

@@ -226,7 +226,7 @@ class BarycenterRegion(MemoryOperator):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Set p* (its parameters, ``[*B, A, P]``) and its weight in the loss ``[*B, A]``."""
         scope = self.scope
-        payload, weights, mass, _ = self.trace.find(td)
+        payload, weights, mass, *_ = self.trace.find(td)
         past, error, quality = payload.split([self.width, 1, 1], -1)
         weights = weights * quality.squeeze(-1)
         total = weights.sum(2)

@@ -26,6 +26,9 @@ REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "age", "
 """Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, the mean age in environment steps, how
 many there are within reach, and (1 − β)² + β²/n_e."""
 
+LEAST = torch.finfo(torch.float32).tiny
+"""Of weights: theirs is a ratio, however small they are."""
+
 SUMS = 9
 """Of products of u, x, t and y, but y²."""
 
@@ -78,14 +81,15 @@ class GradientField(MemoryOperator):
     $$
 
     where $\hat\sigma^2$, L² and D are the coefficients, none of them negative, of a running regression of
-    $\lVert g(s) - g_i \rVert^2$ on $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients), $d_i^2$ and the age $t_i$.  Every
-    neighbour is in it twice, with its mean and with the newest gradient in it: means alone may all be of one age.  The
-    last factor is the fixed-point gate:
+    $\lVert g(s) - g_i \rVert^2$ on $1 + 1/n_i$ ($g_i$ is a mean of $n_i$ gradients), $d_i^2$ and the age $t_i$, in
+    which a neighbour counts by its action gate.  Every one is in it twice, with its mean and with the newest gradient
+    in it: means alone may all be of one age.  The last factor is the fixed-point gate:
     $\bar\delta$ is the TD error around s, S the running root mean square of the value targets, at least that of the
     rewards / (1 − γ).  It closes where the critic satisfies its Bellman equation, so that a memory cannot move that
     solution.
 
-    On discrete (Gumbel) hosts g is defined up to a constant and on the allowed actions only: it is projected there.
+    On discrete (Gumbel) hosts g is defined up to a constant and on the allowed actions only: it is projected there, and
+    compared and averaged on what was allowed both then and now.
 
     This is our instantiation of the published abstract of "Mnemo: Policy Learning Accelerated by Experience" (2026);
     the paper's own method may differ.
@@ -172,15 +176,18 @@ class GradientField(MemoryOperator):
         self.spec, k, p = spec, spec.keys, spec.action_size
         self.beta, self.beta_rule, self.mass_half = beta, beta_rule, mass_half
         self.action_bandwidth, self.least_cosine = action_bandwidth, least_cosine
+        mask = 0 if spec.continuous else p
+        self.parts = [p, p, 1, 1, mask, p, 1, mask]
+        """Of a payload: means of gradient, action, TD error, time and mask; gradient, time and mask of the newest."""
         self.trace = Trace(
             NAME,
             spec,
             scope=scope,
             capacity=capacity,
             budget=budget,
-            payload_size=3 * p + 3,
+            payload_size=sum(self.parts),
             signal_size=p,
-            newest=p + 1,
+            newest=sum(self.parts[5:]),
             policy=policy,
             neighbours=neighbours,
             half_life=half_life,
@@ -306,31 +313,49 @@ class GradientField(MemoryOperator):
 
     def _recall(self, td: TensorDictBase, gradient: Tensor) -> _Recalled:
         """What the neighbours say, for ``gradient`` ``[*B, A, P]``."""
-        p, scope = self.spec.action_size, self.scope
-        payload, weights, mass, x = self.trace.find(td)
-        signal, action, error, time, last, last_time = payload.split([p, p, 1, 1, p, 1], -1)
-        if self.action_bandwidth is not None:
+        scope, rms = self.scope, self._rms.unsqueeze(1).unsqueeze(-1)
+        payload, weights, mass, *squared = self.trace.find(td)
+        _, action, error, time, _, _, last_time, _ = payload.split(self.parts, -1)
+        root: Tensor | float = 1.0
+        if self.action_bandwidth is not None:  # what the gate shuts out is no neighbour, in no sum
             here = scope.to_banks(self._action(td)).unsqueeze(2)
-            weights = weights * torch.exp((here - action).square().sum(-1) / (-2 * self.action_bandwidth**2))
-        rms = self._rms.unsqueeze(1).unsqueeze(-1)
-        # Two pairs with every neighbour: its mean, and the last that was averaged in it.
-        difference = (scope.to_banks(gradient) / rms).unsqueeze(2) - torch.stack([signal, last])
-        if not self.spec.continuous:
-            difference = torch.where(scope.to_banks(self._allowed(td)).unsqueeze(2), difference, 0.0)
+            root = torch.exp((here - action).square().sum(-1) / (-4 * self.action_bandwidth**2))
+            weights = weights * root**2
+        own = scope.to_banks(gradient) / rms
+        difference, there = self._differences(own, payload, td)
         near = weights > 0
-        u, x = torch.stack([mass.reciprocal() + 1, torch.full_like(mass, 2.0)]), x.expand(2, *x.shape)
+        # Two pairs with every neighbour: its mean, and the last that was averaged in it.
+        u, x = torch.stack([mass.reciprocal() + 1, torch.full_like(mass, 2.0)]), torch.stack(squared)
         t = (self.trace.store.now - torch.stack([time, last_time])).squeeze(-1)
-        u, x, t, y = torch.where(near, torch.stack([u, x, t, difference.square_().sum(-1)]), 0.0)
+        of_means = torch.where(near, torch.stack([near, weights / mass, x[0].sqrt(), t[0], error.squeeze(-1)]), 0.0)
+        compared = near if there is None else near & (there.count_nonzero(-1) > 1)
+        u, x, t, y = torch.where(compared, torch.stack([u, x, t, difference.square().sum(-1)]) * root, 0.0)
         pairs = (torch.stack([u, u, u, u, x, x, x, t, t]) * torch.stack([u, x, t, y, x, t, y, t, y])).sum((1, 4))
-        of_means = [near, weights / mass, x[0].sqrt(), t[0], error.squeeze(-1)]
-        sums = torch.cat([pairs, (torch.stack([weights] * 5) * torch.stack(of_means)).sum(3), near.sum(2).unsqueeze(0)])
+        sums = torch.cat([pairs, (torch.stack([weights] * 5) * of_means).sum(3), near.sum(2).unsqueeze(0)])
         sums = scope.to_agents(sums.movedim(0, -1), td.batch_size)
         total, squares, distance, age, around, found = sums[..., SUMS:].unbind(-1)
-        least = total.clamp(min=TINY)
-        mean = scope.to_agents((weights.unsqueeze(-1) * signal).sum(2) * rms, td.batch_size) / least.unsqueeze(-1)
-        effective = total.square() / squares.clamp(min=TINY)
+        shares = weights.unsqueeze(-1) if there is None else weights.unsqueeze(-1) * there[0]
+        apart = (shares * difference[0]).sum(2) / shares.sum(2).clamp(min=LEAST)
+        mean = scope.to_agents((own - apart) * rms, td.batch_size)
+        least, effective = total.clamp(min=LEAST), total.square() / squares.clamp(min=LEAST)
         pairs = sums[..., :SUMS]
         return _Recalled(self._project(mean, td), pairs, total, effective, distance / least, age / least, found, around)
+
+    def _differences(self, own: Tensor, payload: Tensor, td: TensorDictBase) -> tuple[Tensor, Tensor | None]:
+        """What ``own`` ``[G, R, S, P]`` differs by from each neighbour's mean and newest ``[2, G, R, K, S, P]``.
+
+        Of discrete actions only what both had allowed is compared, and without what it has in common; the second tensor
+        says how much of each entry is known, None: all.
+        """
+        signal, _, _, _, share, last, _, last_share = payload.split(self.parts, -1)
+        own, stored = own.unsqueeze(2), torch.stack([signal, last])
+        if self.spec.continuous:
+            return own - stored, None
+        share = torch.stack([share, last_share]) * self.scope.to_banks(self._allowed(td)).unsqueeze(2)
+        known = share > 0
+        difference = torch.where(known, own - stored / share.clamp(min=TINY), 0.0)
+        common = difference.sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(known, difference - common, 0.0), share
 
     def _blend(self, td: TensorDictBase, own: Tensor, recalled: _Recalled) -> tuple[Tensor, Tensor]:
         """β ``[*B, A, 1]`` and the `REPORT` ``[*B, A, 8]``."""
@@ -354,7 +379,8 @@ class GradientField(MemoryOperator):
     def regression(self) -> tuple[Tensor, Tensor, Tensor]:
         """σ̂², L² and D ``[G, S]``, in units of the gradient's mean square, and of that over h² and environment steps.
 
-        Least squares under L², D ≥ 0: where that of both is negative in one, the one that alone explains more.
+        Least squares under L², D ≥ 0: where that of both is negative in one, the one that alone explains more.  σ̂² is
+        at least a hundredth of the pairs' mean difference (L² and D are then those of the fit without that bound).
         """
         _, ux, ut, uy, xx, xt, xy, tt, ty = (self.pairs / self.pairs[..., :1].clamp(min=TINY)).unbind(-1)
         of_x, of_t = _left(xx, ux * ux), _left(tt, ut * ut)  # by u
@@ -383,8 +409,10 @@ class GradientField(MemoryOperator):
         self._learn_scales(td, gradient, alive)
         signal, one = gradient / self.scope.per_agent(self._rms).unsqueeze(-1), torch.ones_like(gradient[..., :1])
         error = torch.zeros_like(one) if self.gate is None else td.get(k.td_error)[..., :1]
-        time = one * self.trace.store.now
-        self.trace.write(td, torch.cat([signal, self._action(td), error, time, signal, time], -1))
+        newest = [signal, one * self.trace.store.now]
+        if not self.spec.continuous:
+            newest.append(self._allowed(td).to(signal.dtype))
+        self.trace.write(td, torch.cat([signal, self._action(td), error, *newest[1:], *newest], -1))
 
     def _learn_scales(self, td: TensorDictBase, gradient: Tensor, alive: Tensor) -> None:
         """ρ, the regression's sums, the gate's, and how the batch's mean gradient varies from update to update."""
@@ -393,7 +421,8 @@ class GradientField(MemoryOperator):
         means, count = self.scope.means(torch.cat(columns, -1), self.scope.living(alive))
         known = count > 0
         self.square.update(means[..., 0], known[..., 0])
-        self.pairs.mul_(FORGET).addcmul_(means[..., 1 : 1 + SUMS], count)
+        pairs = means[..., 1 : 1 + SUMS]
+        self.pairs.mul_(FORGET).add_(torch.where(pairs.isfinite().all(-1, keepdim=True), pairs * count, 0.0))
         if self.gate is not None:
             self.gate.squares.update(means[..., 1 + SUMS :], known)
         alive = alive.reshape(-1, self.spec.n_agents, 1)
@@ -402,6 +431,7 @@ class GradientField(MemoryOperator):
         both = both.reshape(2, len(alive), self.spec.n_agents, -1)
         means, variances = self.averages.unbind(1)
         step = torch.where(alive, both, 0.0).sum(1) / alive.sum(0).clamp(min=1) - means
+        step = torch.where(alive.any(0) & step.isfinite(), step, 0.0)
         means.add_(step, alpha=1 - FORGET)  # West (1979): the variance around a mean that moves on
         variances.addcmul_(step, step, value=1 - FORGET).mul_(FORGET)
 

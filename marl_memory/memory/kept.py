@@ -42,6 +42,8 @@ class KeptNeighbours(nn.Module):
 
     def nearest(self, store: RingStore, keys: Tensor, numbers: Tensor) -> Neighbours:
         """As ``store.nearest(keys)`` for the rows ``numbers`` ``[G, R]``, searching for those not known only."""
+        if min(store.held.tolist()) < store.neighbours:  # what is not there has no place to be measured at
+            return store.nearest(keys)
         at = numbers % self.rows + self.offsets
         known = self._known(at, numbers)
         places = self.places[at].long()
@@ -53,11 +55,15 @@ class KeptNeighbours(nn.Module):
             )
         return store.measured_at(keys, places)
 
-    def keep(self, found: Tensor, numbers: Tensor) -> None:
-        """Take in the neighbours ``[G, R, K]`` that rows ``numbers`` ``[G, R]`` have; the known keep their date."""
+    def keep(self, found: Neighbours, numbers: Tensor) -> None:
+        """Take in the neighbours ``[G, R, K]`` that rows ``numbers`` ``[G, R]`` have; the known keep their date.
+
+        Rows with fewer than K are not taken in: what they lack comes with the next write.
+        """
         at = numbers % self.rows + self.offsets
         date = torch.where(self._known(at, numbers), self.found[at], self.writes)
-        self.places[at], self.numbers[at], self.found[at] = found.int(), numbers, date
+        numbers = torch.where(found.squared.isfinite().all(-1), numbers, -1)
+        self.places[at], self.numbers[at], self.found[at] = found.rows.int(), numbers, date
         self.writes.add_(1)
 
     def _known(self, at: Tensor, numbers: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class ReturnMemory(MemoryOperator):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """Mix H into ``value_target`` ``[*B, A, C]``, the same for every critic."""
         k, scope = self.spec.keys, self.scope
-        payload, weights, _, _ = self.trace.find(td)
+        payload, weights, *_ = self.trace.find(td)
         total = weights.sum(2)
         recalled = (weights * payload.squeeze(-1)).sum(2) / torch.where(total > 0, total, 1.0)
         numbers = torch.stack([total, (weights > 0).sum(2).to(total.dtype), recalled], -1)

@@ -138,6 +138,7 @@ class RingStore(nn.Module):
             "rejected": ((), torch.int64),
             "sampled": ((), torch.int64),
             "measured": ((), torch.int64),
+            "offset": ((rows, payloads if newest else 0), torch.float32),
         }
         for name, (shape, dtype) in shapes.items():
             self.register_buffer(name, torch.zeros(banks, *shape, dtype=dtype))
@@ -180,6 +181,8 @@ class RingStore(nn.Module):
     """``[G]`` keys put into ``recent`` since the beginning."""
     measured: Tensor
     """``[G]``: ``sampled`` when scale, h and ρ were measured last."""
+    offset: Tensor
+    """``[G, N, S]``: squared distance, as keys are compared, from a row's key to that of the newest in it."""
     now: Tensor
     """``[]`` environment steps."""
     scaled: Tensor
@@ -356,15 +359,24 @@ class RingStore(nn.Module):
         after = mass.index_select(0, at)
         n = after.clamp(min=1)
         means.index_add_(0, at, (x - before).mul_((live / n).unsqueeze(-1)))
-        if self.newest.start < self.newest.stop:
-            newest = torch.where(live.unsqueeze(-1), x, before)[..., self.newest]
-            means[..., self.newest].index_copy_(0, at, newest)
         every_key.index_add_(0, at, (keys - every_key.index_select(0, at)).div_(n.amax(-1, keepdim=True)))
         own.scatter_reduce_(0, at, torch.where(own.take(at) == numbers, numbers, -1), "amin")
         time.index_fill_(0, at, self.now)
         self.utility.view(-1).index_copy_(0, at, after.amax(-1).log_().add_(self.now, alpha=self.decay))
         scaled = self._projected(every_key.index_select(0, at) * self.scale.index_select(0, at // self.rows))
         self.scaled.flatten(0, 1).index_copy_(0, at, scaled)
+        if self.newest.start < self.newest.stop:
+            own_keys = self._projected(keys * self.scale.index_select(0, at // self.rows))
+            self._renew(at, live, x[..., self.newest], (own_keys - scaled).square().sum(-1))
+
+    def _renew(self, at: Tensor, live: Tensor, newest: Tensor, offset: Tensor) -> None:
+        """Keep what came last to the rows ``at`` ``[M]`` of ``newest`` ``[M, S, …]``, and its ``offset`` ``[M, S]``."""
+        row, payload = live.nonzero().unbind(1)
+        place = at[row] * self.payloads + payload
+        latest = torch.full_like(self.offset.view(-1), -1, dtype=row.dtype).scatter_reduce_(0, place, row, "amax")
+        row, payload, place = (x[latest[place] == row] for x in (row, payload, place))  # one for each place
+        self.values.flatten(0, 2)[place, self.newest] = newest[row, payload]
+        self.offset.view(-1)[place] = offset[row]
 
     # --------------------------------------------------------------------------------------------------------- measures
 

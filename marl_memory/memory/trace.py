@@ -31,12 +31,15 @@ class Neighbourhood(NamedTuple):
         weights: ``[G, R, K, S]``, similarity × age decay × mass; 0 where there is nothing, or the bank is not to act.
         mass: ``[G, R, K, S]``, at least 1: payloads averaged in one.
         squared: ``[G, R, K, S]``, squared distances in units of h²; ∞ where there is nothing.
+        newest: ``[G, R, K, S]``, the same to the newest of what is in each, as is to be expected: it lies off the mean
+            key in a direction of its own.
     """
 
     payload: Tensor
     weights: Tensor
     mass: Tensor
     squared: Tensor
+    newest: Tensor
 
 
 class Trace(nn.Module):
@@ -198,7 +201,8 @@ class Trace(nn.Module):
         if isinstance(store, FourierSketch):
             mean, weight = store.read(keys)
             mean, weight = mean.unsqueeze(2), self._of_ready(weight.unsqueeze(2))
-            return Neighbourhood(mean, weight, torch.ones_like(weight), torch.zeros_like(weight))
+            nothing = torch.zeros_like(weight)
+            return Neighbourhood(mean, weight, torch.ones_like(weight), nothing, nothing)
         numbers = self._numbers(td)
         if self.kept is None or numbers is None:
             found = store.nearest(keys)
@@ -210,7 +214,10 @@ class Trace(nn.Module):
         payload, mass = values[..., :-2], values[..., -1]
         weights = self._of_ready(store.weights(found, numbers, mass))
         squared = store.in_reach(found).unsqueeze(-1).expand_as(mass)
-        return Neighbourhood(payload, weights, mass.clamp(min=1), squared)
+        newest = squared
+        if store.offset.numel():
+            newest = squared + store.take(store.offset, found.rows) / store.bandwidth.square().view(-1, 1, 1, 1)
+        return Neighbourhood(payload, weights, mass.clamp(min=1), squared, newest)
 
     def _of_ready(self, weights: Tensor) -> Tensor:
         """Weights ``[G, …]``, 0 in the banks that are not to act yet."""
@@ -233,18 +240,17 @@ class Trace(nn.Module):
         if (near := td.get(self.rows_key, None)) is not None:
             found = Neighbours(self._to_banks(near), self._to_banks(td.get(self.squared_key)))
         if self.kept is not None and numbers is not None and found is not None:
-            self.kept.keep(found.rows, numbers)
+            self.kept.keep(found, numbers)
         self.store.write(self.scope.keys_of(td), rows, live, numbers, found)
 
     def _numbers(self, td: TensorDictBase) -> Tensor | None:
-        """``[G, R]``: a number for each payload's row, by which it is known not to be a neighbour of its own."""
+        """``[G, R]``: a number in its bank for each payload's row, by which it is no neighbour of its own."""
         row: Tensor | None = td.get(self.spec.keys.row, None)
         if row is None:
             return None
-        if self.scope.joint or self.spec.n_agents == 1:
-            return row.reshape(1, -1)
-        agents = torch.arange(self.spec.n_agents, device=row.device)
-        return self.scope.to_banks(row.unsqueeze(-1) * self.spec.n_agents + agents, trailing=0).squeeze(2)
+        per_step = self.scope.per_step
+        places = torch.arange(per_step, device=row.device)
+        return (row.reshape(-1, 1) * per_step + places).reshape(1, -1).expand(self.scope.banks, -1)
 
     def _to_rows(self, x: Tensor, td: TensorDictBase) -> Tensor:
         """``[G, R, K] → [*B, A, K]``, or ``[*B, K]`` where rows are the team's."""

@@ -293,7 +293,7 @@ def test_the_regression_is_that_of_scipy(seed: int, slope: float, drift: float, 
     memory = field(task())
     pairs = [u * u, u * x, u * t, u * y, x * x, x * t, x * y, t * t, t * y]
     memory.pairs.copy_(torch.tensor([p.sum() for p in pairs]))
-    found = lsq_linear(np.stack([u, x, t], 1), y, bounds=([-np.inf, 0, 0], np.inf), method="bvls").x
+    found = lsq_linear(np.stack([u, x, t], 1), y, bounds=([-np.inf, 0, 0], np.inf), method="bvls", tol=1e-14).x
     assume(found[0] > 0.01 * (u * y).sum() / (u * u).sum())
     noise, slopes, drifts = (z.item() for z in memory.regression())
     predicted = (np.stack([u, x, t], 1) @ v for v in (found, np.array([noise, slopes, drifts])))
@@ -703,3 +703,138 @@ def test_of_a_row_the_newest_gradient_is_kept_beside_the_mean() -> None:
     assert mean[0].item() == pytest.approx((1 / math.sqrt(2) + 2 * 3.0 / now) / 3)  # both came to the first row
     assert (time.item(), last_time.item()) == pytest.approx((20 / 3, 10.0))
     assert not action.any() and not error.any()
+
+
+# ----------------------------------------------------------------------------------------------- what is no neighbour
+
+
+@pytest.mark.parametrize(("sigma", "least", "most"), [(0.0, 0.0, 0.1), (0.2, 0.7, 1.0)])
+def test_what_the_action_gate_shuts_out_is_not_in_the_regression(sigma: float, least: float, most: float) -> None:
+    """A bang-bang policy in stripes: the gradient depends on the action, and only those of like actions are alike."""
+    memory = field(
+        task(), capacity=2048, neighbours=16, beta_rule="variance", action_bandwidth=0.5
+    )  # β ≤ 1: what is found is what the rule says
+    for seed in range(40):
+        keys = 3 * uniform(256, 1, 2, seed=seed)
+        sign = torch.where((keys[..., :1] / 0.3).floor() % 2 == 0, 1.0, -1.0)
+        truth = torch.cat([sign, 0.5 * keys[..., 1:]], -1)
+        gradient = truth + sigma / math.sqrt(2) * normal(256, 1, 2, seed=900 + seed)
+        td = remember(memory, keys, gradient, action=torch.cat([0.95 * sign, 0 * sign], -1))
+    noise = float(memory.regression()[0])
+    assert noise == pytest.approx(sigma**2 / float(memory.square.value), rel=0.1, abs=1e-3)
+    assert least <= told(memory, td, "beta").mean() <= most
+
+
+@pytest.mark.parametrize("features", [2, 6])
+def test_a_field_without_noise_has_none_where_its_rows_are_far_apart(features: int) -> None:
+    """A linear field in a full bank: the newest gradient of a row lies off the mean key, and differs by no noise."""
+    memory = field(task(features=features), capacity=256, policy="merge", neighbours=16, beta_rule="variance")
+    for seed in range(80):
+        if seed == 20:
+            memory.pairs.zero_()  # those before the bank was full
+        keys = 3 * uniform(256, 1, features, seed=seed)
+        remember(memory, keys, torch.stack([keys[..., 1], -keys[..., 0]], -1))
+    noise, slope, _ = memory.regression()
+    assert memory.trace.store.full and noise < 0.02 * slope < 0.02
+
+
+def test_where_the_newest_of_a_row_lies_by_hand() -> None:
+    """Two keys in one row, at 0 and then at 2 in units of h: the mean at 1, the newest 1 off it."""
+    memory = field(task(), policy="merge", capacity=2, neighbours=1)
+    keys = torch.tensor([[[0.0, 0.0]], [[100.0, 0.0]]])
+    remember(memory, keys, torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    set_scales(memory, bandwidth=1.0)
+    memory.trace.store.merge_radius.fill_(10.0)
+    memory.trace.store.measured.fill_(1000)
+    memory.write(
+        batch(memory, torch.tensor([[[2.0, 0.0]]]), torch.ones(1, 1, 2)).set(memory.fresh, torch.ones(1, 1, 2))
+    )
+    first = int(memory.trace.store.keys[0, :, 0].argmin())
+    torch.testing.assert_close(memory.trace.store.keys[0, first], torch.tensor([1.0, 0.0]))
+    assert memory.trace.store.offset[0].sum(-1).tolist() == [1.0 if i == first else 0.0 for i in range(2)]
+    found = memory.trace.find(batch(memory, torch.tensor([[[1.0, 2.0]]]), torch.ones(1, 1, 2)))
+    assert found.squared.item() == pytest.approx(4.0) and found.newest.item() == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("policy", ["merge", "simhash"])
+def test_a_dead_agent_leaves_the_newest_of_a_row_that_it_shares(policy: str) -> None:
+    """Of two team rows that come to one place the second has its first agent dead: the first row is its newest."""
+    memory = field(task(2), scope="centralized", policy=policy, capacity=8, neighbours=2)
+    if policy == "merge":
+        alone = torch.tensor([[False, True]] * 4)
+        remember(memory, torch.zeros(4, 2, 2), torch.ones(4, 2, 2), alive=alone)
+    memory.set_progress(100, 0.0)
+    alive = torch.tensor([[True, True], [False, True]])
+    remember(memory, torch.zeros(2, 2, 2), torch.full((2, 2, 2), 3.0), alive=alive)
+    store = memory.trace.store
+    row = store.payload[0, int(store.mass[0, :, 0].argmax()), 0]
+    signal, time, last, last_time = (row.split(memory.parts)[i] for i in (0, 3, 5, 6))
+    assert time == last_time == 100 and torch.equal(signal, last) and (last > 0).all()
+
+
+def test_actions_forbidden_then_or_now_are_compared_on_what_both_had_by_hand() -> None:
+    """(3, 0, −3) with all allowed, and (1.5, −1.5, ·) with the third forbidden, differ by a constant alone."""
+    memory = field(task(actions=3, continuous=False))
+    everything = torch.tensor([[[3.0, 0.0, -3.0]]])
+    remember(memory, torch.zeros(1, 1, 2), everything)
+    set_scales(memory, rms=18**0.5, bandwidth=1.0)
+    mask = torch.tensor([[[True, True, False]]])
+    td = memory(batch(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.5, -1.5, 0.0]]]), mask=mask))
+    assert td.get(memory.moments)[0, 0, 3] == pytest.approx(0.0, abs=1e-6)
+    torch.testing.assert_close(td.get(K.action_gradient), torch.tensor([[[1.5, -1.5, 0.0]]]))
+    memory.clear()
+    remember(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.5, -1.5, 0.0]]]), mask=mask)
+    set_scales(memory, rms=1.0, bandwidth=1.0)
+    memory.trace.store.payload[0, 0, 0, :3] = torch.tensor([1.5, -1.5, 0.0])
+    recalled = fused(memory, torch.zeros(1, 1, 2), torch.tensor([[[1.0, 1.0, -2.0]]]))
+    # What is known of the first two is that they differ by 3; the third, and their mean, stay what they are.
+    torch.testing.assert_close(recalled, torch.tensor([[[2.5, -0.5, -2.0]]]))
+
+
+def test_a_constant_field_under_masks_that_change_has_no_noise() -> None:
+    memory = field(task(actions=4, continuous=False), capacity=256, policy="merge", neighbours=8, beta_rule="variance")
+    gradient = torch.tensor([3.0, 1.0, 0.0, -2.0]).expand(64, 1, 4)
+    for seed in range(40):
+        mask = uniform(64, 1, 4, seed=seed) < 0.6
+        mask[..., :2] = True
+        td = remember(memory, normal(64, 1, 2, seed=500 + seed), gradient, mask=mask)
+    # Means of projections under several masks have constants of their own: a little is left.
+    assert memory.regression()[0] < 0.005
+    truth = memory._project(gradient, td)
+    wrong = (td.get(K.action_gradient) - truth).square().sum() / truth.square().sum()
+    assert wrong < 0.01
+
+
+def test_a_gradient_that_is_not_finite_is_forgotten() -> None:
+    memory = field(task(), beta_rule="variance")
+    for seed in range(6):
+        gradient = normal(16, 1, 2, seed=seed)
+        if seed == 3:
+            gradient[0] = torch.nan
+        td = remember(memory, normal(16, 1, 2, seed=50 + seed), gradient)
+    assert memory.trace.store.rejected.tolist() == [1]
+    assert all(x.isfinite() for x in memory.metrics(td).values())
+    assert told(memory, td, "beta").mean() > 0.1
+
+
+def test_an_agent_that_is_dead_for_a_while_keeps_its_running_mean() -> None:
+    memory = field(task(2))
+    for seed in range(20):
+        remember(memory, normal(16, 2, 2, seed=seed), 1 + normal(16, 2, 2, seed=50 + seed))
+    before = memory.averages.clone()
+    alive = torch.tensor([True, False]).expand(16, 2)
+    remember(memory, normal(16, 2, 2, seed=99), normal(16, 2, 2, seed=98), alive=alive)
+    means = memory.averages[:, 0]
+    assert torch.equal(means[:, 1], before[:, 0, 1]) and not torch.equal(means[:, 0], before[:, 0, 0])
+
+
+@pytest.mark.parametrize("apart", [0.0, 2.0, 3.0])
+def test_how_many_neighbours_there_are_does_not_depend_on_how_much_they_weigh(apart: float) -> None:
+    """Eight equal neighbours whose actions lie ``apart``: W falls to 1e-15, n_e and their mean stay."""
+    memory = field(task(), neighbours=8, action_bandwidth=0.5)
+    remember(memory, torch.zeros(8, 1, 2), torch.ones(8, 1, 2))
+    set_scales(memory, rms=1.0, bandwidth=1.0)
+    memory.trace.store.payload[..., :2] = 1.0
+    td = memory(batch(memory, torch.zeros(1, 1, 2), torch.ones(1, 1, 2), action=torch.full((1, 1, 2), apart)))
+    assert told(memory, td, "effective_neighbours").item() == pytest.approx(8.0, rel=1e-4)
+    assert told(memory, td, "cosine").item() == pytest.approx(1.0)

@@ -216,7 +216,7 @@ def test_without_effect_the_parameters_are_those_of_the_stock_loss(kind: str, op
 
 @pytest.mark.parametrize("kind", ["ddpg", "td3"])
 def test_memory_acts(kind: str) -> None:
-    (_, stock), field = train(kind, None), make_field()
+    (_, stock), field = train(kind, None), make_field(beta=1.0)
     actor, tapped = train(kind, field)
     metrics = actor[-1].metrics()
     assert metrics["rows"] > 100 and metrics["beta"] > 0.05

@@ -26,6 +26,7 @@ from torch import Tensor
 FLOOR = 1e-8  # of a probability: an action that nobody ever takes could not be transported to
 LEAST = -30.0  # log-probability of an iterate: products of two stay within float32
 SCALING_LIMIT = 30.0  # largest cost / ε for products with exp(−cost / ε); beyond, float32 needs logarithms
+SELF_ITERATIONS = 12  # to π's transport to itself, where the solver starts
 CHUNK = 2**17  # numbers a tensor of the iteration holds on a CPU, so that five of them stay in its cache
 
 Kernel = Callable[[Tensor, Tensor], object]
@@ -116,8 +117,9 @@ def categorical_barycenter(
     u_i \leftarrow p / K v_i
     $$
 
-    with u and v relaxed beyond their targets by half, which needs about a third of the iterations.  At a fixed point
-    the gradient of the objective is constant over actions, and the objective is convex.
+    from π's transport to itself on (so that p* is π at once where every ν_i is), with u and v relaxed beyond their
+    targets by half, which needs about a third of the iterations.  At a fixed point the gradient of the objective is
+    constant over actions, and the objective is convex.
 
     Error of p* in float32 after 30 iterations at ε = 0.1, K = 16, λ ≤ 10: at most 2e-3 from five actions on (median row
     below 1e-4), at most 1e-2 for two or three (median 5e-4).  A smaller ε needs more iterations.  At λ = ∞ a smooth
@@ -274,10 +276,13 @@ def solve_scalings(
     1 / Ku; half beyond it is (1 / Ku)^1.5 x^-0.5.  Everything of the neighbours' size is written in place.
     """
     nu, p = log_neighbours.exp(), log_policy.exp()
-    u = torch.ones_like(nu) if allowed is None else allowed.to(nu.dtype).expand_as(nu).contiguous()
-    d = u[:, :1].clone()
-    x, y, product = torch.empty_like(nu), torch.empty_like(nu), torch.empty_like(nu)
+    d = torch.ones_like(p) if allowed is None else allowed.to(p.dtype).contiguous()
     spread = torch.empty_like(d)
+    for _ in range(SELF_ITERATIONS):  # the plan of π to itself: exact at once where the neighbours are π
+        kernel(d, spread)
+        d.mul_(p).div_(spread).sqrt_()
+    u = d.repeat(1, nu.shape[1], 1)
+    x, y, product = torch.empty_like(nu), torch.empty_like(nu), torch.empty_like(nu)
     log_p = log_policy
     for step in range(iterations):
         kernel(u, product)
@@ -308,12 +313,15 @@ def solve_logarithms(
     tolerance: float | None,
 ) -> Tensor:
     """``solve_scalings`` on logarithms, for a small ε."""
-    u = torch.zeros_like(log_neighbours)
+    d = torch.zeros_like(log_policy)
     if allowed is not None:
-        u.masked_fill_(~allowed, -math.inf)
-    d = u[:, :1].clone()
-    x, y, product = torch.empty_like(u), torch.empty_like(u), torch.empty_like(u)
+        d.masked_fill_(~allowed, -math.inf)
     spread = torch.empty_like(d)
+    for _ in range(SELF_ITERATIONS):
+        kernel(d, spread)
+        d.add_(log_policy).sub_(spread).mul_(0.5)
+    u = d.repeat(1, log_neighbours.shape[1], 1)
+    x, y, product = torch.empty_like(u), torch.empty_like(u), torch.empty_like(u)
     log_p = log_policy
     for step in range(iterations):
         kernel(u, product)

@@ -18,7 +18,7 @@ from marl_memory.functional.transport import (
     value_cost,
 )
 from marl_memory.keys import Entries, Entry
-from marl_memory.memory.fixed_point import TINY, FixedPointGate
+from marl_memory.memory.fixed_point import LEAST, TINY, FixedPointGate
 from marl_memory.memory.join import JoinedRegion
 from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.stock import StockEntries
@@ -31,6 +31,9 @@ COSTS = ("one_hot", "ordinal", "structured", "value")
 
 REPORT = ("mass", "effective_neighbours", "neighbours", "omega", "kl")
 """Of each row and agent: W, n_e, how many neighbours there are within reach, ω and KL(p*‖π)."""
+
+LEAST_WEIGHT = 0.01
+"""ω from which a row's KL says anything of how far memory and policy are apart."""
 
 
 class BarycenterRegion(MemoryOperator):
@@ -123,14 +126,21 @@ class BarycenterRegion(MemoryOperator):
         self.spec, k, p = spec, spec.keys, spec.action_size
         self.coefficient, self.mass_half, self.radius, self.divergence = coefficient, mass_half, radius, divergence
         self.cost_name, self.eps, self.iterations, self.quality = cost, eps, iterations, quality
-        self.width = 2 * p if spec.continuous else p
+        self.parts = [2 * p if spec.continuous else p, 0 if spec.continuous else p, 1, 1]
+        """Of a payload: distribution, mask, advantage (each times its quality) and quality."""
+        self.bounds = (1e-3, 1e4 if spec.continuous else 100.0)
+        """Of an adapted λ.  With discrete actions p* is all but the barycenter from 100 on, and the solver inexact."""
+        if radius is not None and not self.bounds[0] <= lam <= self.bounds[1]:
+            raise ValueError(
+                f"lam={lam!r} must lie between {self.bounds[0]:g} and {self.bounds[1]:g}, or radius be null"
+            )
         self.trace = Trace(
             NAME,
             spec,
             scope=scope,
             capacity=capacity,
             budget=budget,
-            payload_size=self.width + 2,
+            payload_size=sum(self.parts),
             signal_size=None,
             policy=policy,
             neighbours=neighbours,
@@ -227,10 +237,14 @@ class BarycenterRegion(MemoryOperator):
         """Set p* (its parameters, ``[*B, A, P]``) and its weight in the loss ``[*B, A]``."""
         scope = self.scope
         payload, weights, mass, *_ = self.trace.find(td)
-        past, error, quality = payload.split([self.width, 1, 1], -1)
+        past, share, error, quality = payload.split(self.parts, -1)
         weights = weights * quality.squeeze(-1)
+        past, share, error = (x / quality.clamp(min=TINY) for x in (past, share, error))
+        if not self.spec.continuous:
+            past, known = self._completed(td, past, share)
+            weights = torch.where(known, weights, 0.0)
         total = weights.sum(2)
-        effective = total.square() / (weights.square() / mass).sum(2).clamp(min=TINY)
+        effective = total.square() / (weights.square() / mass).sum(2).clamp(min=LEAST)
         around = (weights * error.squeeze(-1)).sum(2)
         found = (weights > 0).sum(2)
         numbers = scope.to_agents(torch.stack([total, effective, found, around], -1), td.batch_size)
@@ -247,6 +261,27 @@ class BarycenterRegion(MemoryOperator):
         put(td, self.weight, self.coefficient * omega)
         put(td, self.report, torch.stack([total, effective, found, omega, kl], -1))
         return td
+
+    def _completed(self, td: TensorDictBase, past: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Neighbours ``[G, R, K, S, P]`` over the actions allowed now, and which of them ``[G, R, K, S]`` know any.
+
+        What was forbidden then is not improbable but unknown: there they are as likely as π says, and what they know
+        they share among as much as π gives it.
+
+        Args:
+            td: the batch.
+            past: of every row the mean of probabilities, 0 where an action was forbidden.
+            share: in how much of that mean it was allowed.
+        """
+        k = self.spec.keys
+        allowed = self.scope.to_banks(td.get(k.action_mask)).unsqueeze(2)
+        (name,) = _parameters(self.spec)
+        present = self.scope.to_banks(td.get(k.policy(name))).unsqueeze(2).exp()
+        known = allowed & (share > 0)
+        ratio = torch.where(known, past / share.clamp(min=TINY), 0.0)
+        amount = torch.where(known, present, 0.0).sum(-1, keepdim=True)
+        ratio = ratio * (amount / ratio.sum(-1, keepdim=True).clamp(min=TINY))
+        return torch.where(known, ratio, present), known.any(-1)
 
     def _solve(self, td: TensorDictBase, past: Tensor, shares: Tensor, omega: Tensor) -> Tensor:
         """Set p* from distributions ``[*B, A, K, width]`` with shares ``[*B, A, K]``; KL(p*‖π) ``[*B, A]``."""
@@ -266,16 +301,22 @@ class BarycenterRegion(MemoryOperator):
             return gaussian_kl(mean, std, loc, scale)
         (log_probs,) = present
         best, used = log_probs.clone(), td.get(k.alive) & (omega > 0)  # it is solved where it will be read
+        mask = td.get(k.action_mask)[used]
+        cost = self.cost
+        if self.cost_name == "value":  # what is forbidden is no farther than anything else
+            values = td.get(k.action_values)[used]
+            highest = torch.where(mask, values, -torch.inf).amax(-1, keepdim=True)
+            cost = value_cost(torch.where(mask, values, highest))
         best[used] = categorical_barycenter(
             log_probs[used],
             past[used].clamp(min=TINY).log(),
             shares[used],
             omega[used],
             lam.expand(*td.batch_size, -1)[used],
-            cost=value_cost(td.get(k.action_values)[used]) if self.cost_name == "value" else self.cost,
+            cost=cost,
             eps=self.eps,
             iterations=self.iterations,
-            mask=td.get(k.action_mask)[used],
+            mask=mask,
         )
         put(td, self.references["log_probs"], best)
         return categorical_kl(best, log_probs)
@@ -296,23 +337,30 @@ class BarycenterRegion(MemoryOperator):
         parts: list[Tensor] = [td.get(k.policy(name)) for name in _parameters(self.spec)]
         if not self.spec.continuous:
             parts = [parts[0].exp()]  # a mean of probabilities is a mixture, of logarithms it would forget modes
-        parts = [torch.where(self.valid, part, 0.0) for part in parts]
+        allowed = self.valid if self.spec.continuous else self.valid & td.get(k.action_mask)
+        parts = [torch.where(allowed, part, 0.0) for part in parts]
+        if not self.spec.continuous:
+            parts.append(allowed.to(parts[0].dtype))
         error = torch.zeros_like(parts[0][..., :1]) if self.gate is None else self._advantage(td).unsqueeze(-1)
         quality = torch.ones_like(error)
         if self.quality is not None:
             quality = (td.get(k.advantage) / self.quality).clamp(-5, 5).exp()
         self._adapt(td.get(self.report), alive)
-        self.trace.write(td, torch.cat([*parts, error, quality], -1))
+        # A mean of what counts unequally: of each times its quality, over the mean quality.
+        self.trace.write(td, torch.cat([*(x * quality for x in (*parts, error)), quality], -1))
 
     def _adapt(self, report: Tensor, alive: Tensor) -> None:
-        """λ ← λ · radius / median KL(p*‖π), by a factor of 2 at most."""
+        """λ ← λ · radius / median KL(p*‖π), by a factor of 2 at most and within `bounds`.
+
+        Over the rows where memory weighs something: the KL of others is small whatever memory says.
+        """
         if self.radius is None:
             return
         total, kl = report[..., 0], report[..., REPORT.index("kl")]
-        used = self.scope.living(alive & (total > 0))
+        used = self.scope.living(alive & (total / (total + self.mass_half) > LEAST_WEIGHT))
         median = torch.where(used, self.scope.to_banks(kl, trailing=0), torch.nan).nanmedian(1).values
-        factor = (self.radius / median.clamp(min=TINY)).clamp(0.5, 2.0)
-        self.lam.mul_(torch.where(used.any(1), factor, 1.0)).clamp_(1e-3, 1e4)
+        adapted = self.lam * (self.radius / median.clamp(min=TINY)).clamp(0.5, 2.0)
+        self.lam.copy_(torch.where(median.isfinite(), adapted.clamp(*self.bounds), self.lam))
 
     @torch.inference_mode()
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:

@@ -13,6 +13,9 @@ FORGET = 0.99
 
 TINY = 1e-12
 
+LEAST = torch.finfo(torch.float32).tiny
+"""Of sums of weights, of which only ratios matter, however small they are."""
+
 
 class RunningMean(nn.Module):
     """A debiased exponential mean of tensors ``[*shape]``.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from marl_memory.keys import Entries, Entry
-from marl_memory.memory.fixed_point import FORGET, TINY, FixedPointGate, RunningMean
+from marl_memory.memory.fixed_point import FORGET, LEAST, TINY, FixedPointGate, RunningMean
 from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.stock import StockEntries
 from marl_memory.memory.tap import ActionTap
@@ -25,9 +25,6 @@ RULES = ("variance", "mass")
 REPORT = ("mass", "effective_neighbours", "beta", "cosine", "distance", "age", "neighbours", "variance_kept")
 """Of each row and agent: W, n_e, β, cos(ĝ, g), the mean distance in units of h, the mean age in environment steps, how
 many there are within reach, and (1 − β)² + β²/n_e."""
-
-LEAST = torch.finfo(torch.float32).tiny
-"""Of weights: theirs is a ratio, however small they are."""
 
 SUMS = 9
 """Of products of u, x, t and y, but y²."""

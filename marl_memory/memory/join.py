@@ -72,6 +72,9 @@ class JoinedRegion:
         here = parameters_of(self.distribution(td) if distribution is None else distribution)
         theirs = {name: td.get(key) for name, key in region.references.items()}
         ours = {name: self._of_team(x, td) for name, x in here.items()}
+        if region.spec.continuous and not bool(region.valid.all()):  # padding has no distribution
+            for name, there in theirs.items():
+                ours[name] = torch.where(region.valid, ours[name], there)
         if "log_probs" in ours:
             divergence = categorical_kl(theirs["log_probs"], ours["log_probs"])
         else:

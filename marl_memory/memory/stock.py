@@ -137,9 +137,15 @@ def parameters_of(distribution: Distribution) -> dict[str, Tensor]:
 
 
 def allowed_by(distribution: Distribution) -> Tensor | None:
-    """``[*B, P]`` bool: actions that a masked categorical allows; None if it has no mask."""
+    """``[*B, P]`` bool: actions that a masked categorical allows; without a mask those of a probability above 0.
+
+    None if it has neither, as a Gaussian.
+    """
     mask = getattr(distribution, "mask", None)
-    return mask if isinstance(mask, Tensor) and mask.dtype == torch.bool else None
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        return mask
+    probabilities = getattr(distribution, "probs", None)
+    return None if probabilities is None else probabilities.detach() > 0
 
 
 def _spelled(key: str | tuple[str, ...]) -> str:

@@ -516,3 +516,125 @@ def test_the_loss_is_weight_times_divergence_and_draws_the_policy_there(continuo
     for _ in range(150):
         host.update(rows_)
     assert term().item() < 0.5 * first
+
+
+# ------------------------------------------------------------------------------------ what agrees with π leaves it alone
+
+
+def masked(logits: Tensor, mask: Tensor) -> Tensor:
+    """Log-probabilities ``[B, 1, P]`` of constant ``logits`` ``[P]`` where ``mask`` allows."""
+    return torch.where(mask, logits, torch.finfo(torch.float32).min).log_softmax(-1)
+
+
+@pytest.mark.parametrize("actions", [2, 4, 9])
+def test_a_policy_that_never_changes_is_its_own_region(actions: int) -> None:
+    """λ grows to its bound, as nothing is ever away from π; p* stays π, and is no bonus of entropy."""
+    spec = task(actions=actions, continuous=False)
+    memory = region(spec, radius=0.015, capacity=512, neighbours=16)
+    log_probs = (2 * normal(actions, seed=5)).log_softmax(-1).expand(128, 1, actions)
+    for seed in range(12):
+        td = remember(memory, normal(128, 1, 2, seed=seed), log_probs)
+    assert memory.lam == memory.bounds[1] == 100 and told(memory, td, "omega").mean() > 0.5
+    assert told(memory, td, "kl").abs().max() < 1e-5
+    torch.testing.assert_close(reference(memory, td)[0], log_probs, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "merge"])
+def test_constant_logits_under_masks_that_change_are_no_disagreement(policy: str) -> None:
+    spec, logits = task(actions=4, continuous=False), torch.tensor([1.0, 0.0, -0.5, 0.5])
+    memory = region(spec, policy=policy, capacity=256, neighbours=8, lam=5.0)
+    for seed in range(8):
+        mask = uniform(32, 1, 4, seed=seed) < 0.6
+        mask[..., 0] |= ~mask.any(-1)
+        td = remember(memory, normal(32, 1, 2, seed=seed), masked(logits, mask), mask=mask)
+    assert told(memory, td, "kl").max() < 1e-5
+    assert told(memory, td, "omega").mean() > 0.3
+
+
+def test_neighbours_that_know_nothing_of_what_is_allowed_are_none() -> None:
+    memory = region(task(actions=4, continuous=False), neighbours=1, lam=5.0)
+    mask = torch.tensor([[[True, True, False, False]]])
+    remember(memory, torch.zeros(1, 1, 2), masked(torch.zeros(4), mask), mask=mask)
+    log_probs = masked(torch.tensor([0.0, 0.0, 3.0, 0.0]), ~mask)
+    td = memory(batch(memory, torch.zeros(1, 1, 2), log_probs, mask=~mask))
+    assert td.get(memory.weight).item() == told(memory, td, "mass").item() == told(memory, td, "neighbours").item() == 0
+    assert torch.equal(reference(memory, td)[0], log_probs)
+
+
+def test_what_was_forbidden_is_as_likely_as_the_policy_says_by_hand() -> None:
+    """ν knew the first two of three actions, 1 : 3; π gives these 0.8: with all weight on memory 0.2, 0.6 and 0.2."""
+    memory = region(task(actions=3, continuous=False), neighbours=1, lam=100.0, mass_half=1e-6, iterations=300)
+    mask = torch.tensor([[[True, True, False]]])
+    log_probs = masked(torch.tensor([0.25, 0.75, 1.0]).log(), mask)
+    remember(memory, torch.zeros(1, 1, 2), log_probs, mask=mask)
+    td = batch(memory, torch.zeros(1, 1, 2), torch.tensor([[[0.4, 0.4, 0.2]]]).log())
+    payload, *_ = memory.trace.find(td)
+    past, share, _, _ = payload.split(memory.parts, -1)
+    nu, known = memory._completed(td, past, share)
+    torch.testing.assert_close(nu[0, 0, 0, 0], torch.tensor([0.2, 0.6, 0.2]))
+    assert known.all()
+
+
+@pytest.mark.parametrize("policy", ["fifo", "merge", "simhash"])
+def test_good_rows_count_more_also_where_they_are_merged_with_bad_ones(policy: str) -> None:
+    """At one state half the rows go to 1 and were good by 2 τ, half to −1 and bad: their mean is tanh 2."""
+    few = {"fifo": 64, "merge": 2, "simhash": 4}[policy]
+    options = {"lam": 1e4, "mass_half": 1e-6, "capacity": few, "neighbours": 64 if policy == "fifo" else 1}
+    memory = region(task(actions=1), quality=0.5, policy=policy, **options)
+    ways = torch.tensor([1.0, -1.0] * 32).view(64, 1, 1)
+    for i in range(0, 64, 2):
+        way = ways[i : i + 2]
+        remember(memory, torch.zeros(2, 1, 2), way, torch.ones(2, 1, 1), advantage=way.clone())
+    td = memory(batch(memory, torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)))
+    assert reference(memory, td)[0].item() == pytest.approx(math.tanh(2), abs=2e-3)
+
+
+@pytest.mark.parametrize("forbidden", [0.0, -1e3, math.inf, -math.inf])
+def test_values_of_forbidden_actions_are_no_cost(forbidden: float) -> None:
+    memory, _ = two_neighbours(task(actions=3, continuous=False), cost="value", lam=100.0, mass_half=0.1)
+    mask = torch.tensor([[[True, True, False]]])
+    td = batch(memory, torch.zeros(1, 1, 2), masked(torch.tensor([2.0, 0.0, 0.0]), mask), mask=mask)
+    other = td.clone()
+    td.set(K.action_values, torch.tensor([[[0.0, 1.0, forbidden]]]))
+    other.set(K.action_values, torch.tensor([[[0.0, 1.0, 1.0]]]))
+    assert torch.equal(reference(memory, memory(td))[0], reference(memory, memory(other))[0])
+    assert told(memory, td, "kl").isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------- what λ follows
+
+
+def test_a_row_that_is_not_finite_leaves_no_trace_in_lam() -> None:
+    spec = task(2)
+    memory = region(spec, scope="per_agent", radius=0.02)
+    remember(memory, normal(4, 2, 2, seed=0), *policies(spec, 4, 0))
+    broken, alive = policies(spec, 4, 1), torch.tensor([[True, False]] * 4)
+    alive[0, 1], broken[0][0, 1] = True, math.nan
+    remember(memory, normal(4, 2, 2, seed=0), *broken, alive=alive)
+    assert memory.lam.isfinite().all() and memory.trace.store.rejected.tolist() == [0, 1]
+
+
+def test_lam_follows_the_rows_where_memory_weighs_something() -> None:
+    """After twenty half lives ω is 10⁻⁶: KL is 0 there whatever memory says, and λ stays."""
+    memory = region(task(), radius=0.015, half_life=10.0)
+    remember(memory, torch.zeros(4, 1, 2), *policies(memory.spec, 4, 0))
+    before = memory.lam.clone()
+    memory.set_progress(200, 0.0)
+    td = memory(batch(memory, torch.zeros(4, 1, 2), *policies(memory.spec, 4, 1)))
+    memory._adapt(td.get(memory.report), td.get(K.alive))
+    assert 0 < told(memory, td, "omega").max() < 1e-4 and torch.equal(memory.lam, before)
+
+
+@pytest.mark.parametrize(("continuous", "lam"), [(True, 1e5), (True, 1e-4), (False, 200.0)])
+def test_a_lam_out_of_bounds_is_refused(continuous: bool, lam: float) -> None:
+    with pytest.raises(ValueError, match="must lie between 0.001 and 1"):
+        region(task(continuous=continuous), lam=lam, radius=0.015)
+    region(task(continuous=continuous), lam=lam)  # it stays what it is
+
+
+def test_effective_neighbours_do_not_fall_with_their_weight() -> None:
+    memory = region(task(), half_life=10.0, neighbours=1)
+    remember(memory, torch.zeros(1, 1, 2), *policies(memory.spec, 1, 0))
+    memory.set_progress(300, 0.0)
+    td = memory(batch(memory, torch.zeros(1, 1, 2), *policies(memory.spec, 1, 0)))
+    assert told(memory, td, "mass") < 1e-8 and told(memory, td, "effective_neighbours").item() == pytest.approx(1.0)

@@ -99,7 +99,10 @@ def test_parameters_of_categoricals_give_the_divergence_of_torch() -> None:
     for make in (D.Categorical, D.OneHotCategorical):
         p, q = (parameters_of(make(logits=x))["log_probs"] for x in (first, second))
         torch.testing.assert_close(categorical_kl(p, q), expected)
-        assert allowed_by(make(logits=first)) is None
+        assert allowed_by(make(logits=first)).all()  # pyright: ignore[reportOptionalMemberAccess]
+        shut = first.masked_fill(torch.tensor([False, True, False, False]), -1e8)
+        assert allowed_by(make(logits=shut))[:, 1].eq(False).all()  # pyright: ignore[reportOptionalSubscript]
+    assert allowed_by(D.Normal(torch.zeros(2), torch.ones(2))) is None
     mask = torch.tensor([True, False, True, True]).expand(5, P)
     masked = MaskedCategorical(logits=first, mask=mask)
     torch.testing.assert_close(parameters_of(masked)["log_probs"].exp(), masked.probs)

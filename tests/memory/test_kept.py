@@ -118,7 +118,9 @@ def test_a_bank_of_few_rows_counts_each_of_them_once() -> None:
     assert torch.equal(found.rows, exact.rows) and found.squared.isfinite().all()
 
 
-@pytest.mark.parametrize("spec", [task(1, features=3), task(2, features=3), task(4, features=(3, 3, 2, 2))], ids=["one", "two", "kinds"])
+@pytest.mark.parametrize(
+    "spec", [task(1, features=3), task(2, features=3), task(4, features=(3, 3, 2, 2))], ids=["one", "two", "kinds"]
+)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_keep_rows_rows_are_kept(scope: str, spec: TaskSpec) -> None:
     n = spec.n_agents

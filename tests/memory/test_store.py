@@ -369,3 +369,20 @@ def test_only_the_last_of_more_keys_than_the_reservoir_holds() -> None:
 def test_options_that_do_not_fit(options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         store(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["merge", "simhash"])
+def test_a_key_is_a_mean_of_rows_also_where_their_agents_take_turns(policy: str) -> None:
+    """Two team rows at one place, in each another agent alive: the row they become lies there, not at twice it."""
+    store = RingStore(
+        banks=1, rows=4, features=2, payload_size=1, payloads=2, policy=policy, neighbours=1, generator=Generator()
+    )
+    if policy == "merge":
+        far = torch.tensor([[[10.0, 10.0], [10.0, 9.0], [9.0, 10.0], [0.5, 0.5]]])
+        store.write(far, torch.zeros(1, 4, 2, 1), torch.ones(1, 4, 2, dtype=torch.bool))
+        store.mass.mul_(1e-6)
+        store.measured.fill_(10**9)
+        store.merge_radius.fill_(100.0)
+    turns = torch.eye(2, dtype=torch.bool).unsqueeze(0)
+    store.write(torch.ones(1, 2, 2), torch.zeros(1, 2, 2, 1), turns)
+    torch.testing.assert_close(store.keys[0, store.mass[0].sum(-1).argmax()], torch.ones(2), rtol=0, atol=1e-3)

@@ -97,6 +97,8 @@ class Comparison:
 COMPARED = (
     Comparison("Mnemo, region", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "gated"),
     Comparison("Mnemo, region, no gate", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "ungated"),
+    Comparison("Mnemo, region", "MAPPO, SMAX 3m", "mnemo_region_smax", "smax_3m_mappo", "gated"),
+    Comparison("Mnemo, region, no gate", "MAPPO, SMAX 3m", "mnemo_region_smax", "smax_3m_mappo", "ungated"),
     Comparison("Mnemo, field", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "gated"),
     Comparison(
         "Mnemo, field, no gate", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "ungated"

@@ -518,7 +518,7 @@ def test_the_loss_is_weight_times_divergence_and_draws_the_policy_there(continuo
     assert term().item() < 0.5 * first
 
 
-# ------------------------------------------------------------------------------------ what agrees with π leaves it alone
+# ---------------------------------------------------------------------------------- what agrees with π leaves it alone
 
 
 def masked(logits: Tensor, mask: Tensor) -> Tensor:

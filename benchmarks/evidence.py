@@ -120,6 +120,9 @@ COMPARED = (
         )
     ),
     Comparison("GEM", "TD3, InvertedDoublePendulum", "gem", "inverted_double_pendulum", "gem"),
+    Comparison("Mnemo, field, no gate", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "mnemo"),
+    Comparison("GEM", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem"),
+    Comparison("GEM, `max_rollout=5`", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem_short"),
     Comparison("GEM", "DQN, chain", "gem_discrete", "chain_20", "gem"),
     Comparison("GEM", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
     Comparison(

@@ -411,20 +411,20 @@ class PPO(OnPolicyAlgorithm):
 
     def _policy_terms(self, rows: TensorDictBase, distribution: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, alive = self.keys, rows.get(self.keys.alive, None)
-        log_ratio = distribution.log_density(rows.get(k.action)) - rows.get(k.log_prob)
-        if alive is not None:
-            log_ratio = torch.where(alive, log_ratio, 0.0)
+        log_ratio, chose = distribution.log_density(rows.get(k.action)) - rows.get(k.log_prob), alive
         if (taken := rows.get(k.taken, None)) is not None:  # where memory acted there is nothing to learn of π's choice
-            log_ratio = torch.where(taken, 0.0, log_ratio)
+            chose = ~taken if alive is None else alive & ~taken
+        if chose is not None:
+            log_ratio = torch.where(chose, log_ratio, 0.0)
         ratio = log_ratio.exp()
         surrogate = ratio.clamp(rows.get(LEAST), rows.get(MOST)) * rows.get(k.advantage)
         with torch.set_grad_enabled(self.entropy_coef > 0):
             entropy = masked_mean(distribution.entropy(self.entropy_generator), alive)
         with torch.no_grad():
             change = ratio - 1
-            approx_kl = masked_mean(change - log_ratio, alive)
-            clipped = masked_mean((change.abs() > self.clip).to(ratio.dtype), alive)
-        return -masked_mean(surrogate, alive), entropy, approx_kl, clipped
+            approx_kl = masked_mean(change - log_ratio, chose)
+            clipped = masked_mean((change.abs() > self.clip).to(ratio.dtype), chose)
+        return -masked_mean(surrogate, chose), entropy, approx_kl, clipped
 
     def _value_loss(self, rows: TensorDictBase, value: Tensor) -> Tensor:
         k, alive = self.keys, rows.get(self.keys.alive, None)

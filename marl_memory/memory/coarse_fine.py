@@ -13,7 +13,7 @@ from marl_memory.functional.novelty import COMBINATIONS, intrinsic_reward
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.novelty import StateNovelty
 from marl_memory.memory.operator import MemoryOperator, Payloads, Stage, check_positive, put
-from marl_memory.memory.scope import Scope
+from marl_memory.memory.scope import Scope, state_there
 from marl_memory.spec import TaskSpec
 
 NAME = "coarse_fine"
@@ -114,6 +114,7 @@ class CoarseFineNovelty(MemoryOperator):
         self.scope = Scope(scope or "shared", spec, raw=True)
         self.model = StateNovelty(
             _valid(self.scope, spec),
+            gaps=self.scope.joint and not spec.own_state,
             picture=_picture(self.scope, spec),
             size=self.scope.rows_per_bank(capacity, budget),
             latent=latent,
@@ -206,13 +207,17 @@ class CoarseFineNovelty(MemoryOperator):
     def _states(self, td: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """The states ``[G, R, F]`` that the steps ``[*B]`` lead to, and which ``[G, R]`` are there, and finite.
 
-        Those that are neither are 0.
+        Those that are neither are 0; of a state that is all observations the absent agents' part is NaN.
         """
         alive = self._lives_on(td)
         after = TensorDict({self.spec.keys.alive: alive}, batch_size=td.batch_size)
         states = self.scope.keys_of(after.set(self._state, td.get(("next", *self._state))))
         live, finite = self.scope.living(alive).any(-1), states.isfinite().all(-1)
-        return torch.where((live & finite).unsqueeze(-1), states, 0), live, finite
+        states = torch.where((live & finite).unsqueeze(-1), states, 0)
+        if self.model.gaps:
+            there = state_there(alive, self.scope.valid, own=False).reshape(1, -1, self.scope.features)
+            states = states.masked_fill(~there, torch.nan)
+        return states, live, finite
 
     def metrics(self, td: TensorDictBase) -> dict[str, Tensor]:
         """Means over those whose novelty is known of what `REPORT` lists (``used``: their share), and the state."""

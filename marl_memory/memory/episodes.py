@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from marl_memory.functional.returns import discounted_returns, team_value
 from marl_memory.keys import Entry
 from marl_memory.memory.operator import Bootstrap, check_positive
+from marl_memory.memory.scope import state_there
 from marl_memory.spec import TaskSpec
 
 HORIZON = 1000
@@ -208,9 +209,8 @@ def clean(key: Any, td: TensorDictBase, spec: TaskSpec, valid: Tensor, action_va
     alive = td.get(after(k.alive) if key[0] == "next" else k.alive)
     if key in (k.observation, after(k.observation)):
         return torch.where(alive.unsqueeze(-1) & valid, x, 0)
-    if key in (k.state, after(k.state)):  # a state that is all observations has padding and the dead in it
-        there = alive.any(-1, keepdim=True) if spec.own_state else (alive.unsqueeze(-1) & valid).flatten(-2)
-        return torch.where(there, x, 0)
+    if key in (k.state, after(k.state)):
+        return torch.where(state_there(alive, valid, own=spec.own_state), x, 0)
     if key == k.action:
         return torch.where(alive.unsqueeze(-1) & action_valid if spec.continuous else alive, x, 0)
     if key == ("next", *k.reward) and (limit := spec.clip_rewards) is not None:

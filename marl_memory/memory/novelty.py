@@ -38,6 +38,7 @@ class StateNovelty(nn.Module):
 
     Args:
         valid: ``[G, F]``: False marks padding in the states of a bank, which enters nothing.
+        gaps: whether numbers of vectors may be missing: they come as NaN, and enter nothing either.
         picture: channels, height and width of states that are pictures; None: they are vectors.
         size: states of a bank that are kept to learn from.
         latent, hidden: see `Autoencoder`.
@@ -51,6 +52,7 @@ class StateNovelty(nn.Module):
         self,
         valid: Tensor,
         *,
+        gaps: bool = False,
         picture: Sequence[int] | None = None,
         size: int,
         latent: int,
@@ -65,7 +67,7 @@ class StateNovelty(nn.Module):
         self.sparsity, self.fine_sign = sparsity, fine_sign
         self.valid: Tensor
         self.register_buffer("valid", valid.unsqueeze(1), persistent=False)
-        self.all_valid = bool(valid.all())
+        self.gaps, self.all_valid = gaps and picture is None, bool(valid.all())
         self.recent = RecentRows(*valid.shape, size=size, dtype=torch.uint8 if picture else torch.float32)
         self.moments = None if picture else RunningMoments(*valid.shape)
         self.scales = RunningMoments(len(valid), 2)
@@ -113,21 +115,26 @@ class StateNovelty(nn.Module):
     def write(self, states: Tensor, live: Tensor) -> None:
         """Take in states ``[G, R, F]`` where ``live`` ``[G, R]`` is True."""
         if self.moments is not None:
-            self.moments.update(states.transpose(0, 1), live.T.unsqueeze(-1))
+            there = live.unsqueeze(-1) & ~states.isnan() if self.gaps else live.unsqueeze(-1)
+            self.moments.update(states.transpose(0, 1), there.transpose(0, 1))
         self.recent.write(states, live)
 
     @torch.no_grad()
     def of(self, states: Tensor) -> Novelty:
         """The novelty of any number of states ``[G, R, F]``."""
         normalised = self._normaliser()
-        parts = [self._coarse(normalised(part)) for part in states.split(TOGETHER, dim=1)]
+        parts = [self._coarse(part, normalised) for part in states.split(TOGETHER, dim=1)]
         coarse, code = (torch.cat(column, 1) for column in zip(*parts, strict=True))
         return Novelty(coarse, fine_novelty(code, sign=self.fine_sign), code)
 
-    def _coarse(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """r_c ``[G, R]`` and z ``[G, R, n]`` of normalised states ``[G, R, F]``."""
+    def _coarse(self, states: Tensor, normalised: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """r_c ``[G, R]`` and z ``[G, R, n]`` of states ``[G, R, F]``."""
+        state = normalised(states)
         code, decoded = self.autoencoder(state)
-        return reconstruction_error(state, decoded, None if self.all_valid else self.valid), code
+        valid = None if self.all_valid else self.valid
+        if self.gaps:
+            valid = ~states.isnan() & self.valid
+        return reconstruction_error(state, decoded, valid), code
 
     def normalised(self, states: Tensor) -> Tensor:
         """States ``[G, R, F]`` as the autoencoders read and draw them."""
@@ -141,6 +148,8 @@ class StateNovelty(nn.Module):
 
         def normalised(states: Tensor) -> Tensor:
             state = ((states - mean) * slope).clamp_(-LIMIT, LIMIT)
+            if self.gaps:
+                state = state.nan_to_num_(0.0)
             return state if self.all_valid else torch.where(self.valid, state, 0.0)
 
         return normalised
@@ -156,7 +165,7 @@ class StateNovelty(nn.Module):
         losses, coarse, codes = torch.zeros_like(self.level), [], []
         normalised = self._normaliser()
         for _ in range(batches):
-            error, code = self._coarse(normalised(self.recent.draw(batch_size, self.generator)))
+            error, code = self._coarse(self.recent.draw(batch_size, self.generator), normalised)
             loss = autoencoder_loss(error, code, sparsity=self.sparsity).mean(1)
             self.optimiser.zero_grad()
             torch.where(there, loss, 0.0).sum().backward()  # each bank as if it had an optimiser of its own

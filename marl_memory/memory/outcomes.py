@@ -12,6 +12,9 @@ from marl_memory.keys import Entry
 from marl_memory.memory.operator import check_positive
 from marl_memory.memory.trajectories import Finished
 
+LOWEST = torch.finfo(torch.float64).min
+"""No score is below it."""
+
 CELL = 0.01
 """End states whose features round to the same multiples of it are one."""
 
@@ -92,7 +95,8 @@ class OutcomeStore(nn.Module):
     """The best episodes by a score, step by step, in a fixed room.
 
     Of all that was offered since, and of what it held, those stay that come first: by score, then by length, then by
-    age; of each kind of end at most ``alike``; and as many as fit, in episodes and in steps, without leaving one out.
+    age; of each kind of end at most ``alike``; and as many as fit, in episodes and in steps, without leaving one out:
+    what is below the best that there was no room for does not come in, though it may be short enough.
 
     Args:
         entries: of a step.
@@ -114,6 +118,7 @@ class OutcomeStore(nn.Module):
         for name in ("length", "count", "ends", "age"):
             self.register_buffer(name, torch.zeros(episodes, dtype=torch.int64))
         self.register_buffer("offered", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("bar", torch.tensor(LOWEST, dtype=torch.float64))
 
     weight: Tensor
     """``[steps]``."""
@@ -129,12 +134,15 @@ class OutcomeStore(nn.Module):
     age: Tensor
     """``[episodes]``: the how-manieth that was offered."""
     offered: Tensor
+    bar: Tensor
+    """``[]``: the highest score that there was no room for."""
 
     def clear(self) -> None:
         """Forget everything."""
         self.held.zero_()
         self.count.zero_()
         self.owner.fill_(-1)
+        self.bar.fill_(LOWEST)
 
     def __len__(self) -> int:
         """Steps."""
@@ -168,13 +176,15 @@ class OutcomeStore(nn.Module):
             getattr(self, name)[at] = taken.rows.get(name)[steps]
 
     def _stays(self, table: dict[str, Tensor]) -> Tensor:
-        """``[M]`` bool, of a table of episodes ``[M]``: see the class."""
+        """``[M]`` bool, of a table of episodes ``[M]``: see the class.  Raises the bar."""
         order = table["age"].argsort()
         order = order[table["length"][order].argsort(stable=True)]
         order = order[table["score"][order].argsort(stable=True, descending=True)]
-        counts = _rank_among_equals(table["ends"][order]) < self.alike
+        score = table["score"][order]
+        counts = (_rank_among_equals(table["ends"][order]) < self.alike) & (score >= self.bar)
         # Behind the first that does not fit nothing does.
         fits = (counts.cumsum(0) <= self.episodes) & ((counts * table["count"][order]).cumsum(0) <= self.steps)
+        self.bar.copy_(torch.cat([self.bar.view(1), score[counts & ~fits]]).amax())
         return torch.zeros_like(counts).scatter_(0, order, counts & fits)
 
     def rows(self, at: Tensor) -> TensorDict:

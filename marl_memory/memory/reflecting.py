@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from marl_memory.memory.scope import state_there
 from marl_memory.networks.actor import AgentInput, Body
 from marl_memory.networks.cnn import CNN
 from marl_memory.networks.deterministic import ActionVector
@@ -39,16 +40,17 @@ class Seen(nn.Module):
 
     Args:
         valid: ``[A, F]`` bool (of states ``[1, S]``): False marks padding.
+        banks: A where each agent has scales of its own, else 1.
         pictures: they are left as they are: networks of pictures divide them by 255 themselves.
     """
 
-    def __init__(self, valid: Tensor, *, pictures: bool) -> None:
+    def __init__(self, valid: Tensor, *, banks: int = 1, pictures: bool) -> None:
         super().__init__()
         self.pictures = pictures
-        self.moments = RunningMoments(1, valid.shape[-1])
+        self.moments = RunningMoments(banks, valid.shape[-1])
         self.register_buffer("valid", valid, persistent=False)
-        self.register_buffer("shift", torch.zeros(valid.shape[-1]))
-        self.register_buffer("slope", torch.ones(valid.shape[-1]))
+        self.register_buffer("shift", torch.zeros(banks, valid.shape[-1]))
+        self.register_buffer("slope", torch.ones(banks, valid.shape[-1]))
         self.all_valid = bool(valid.all())
 
     valid: Tensor
@@ -56,15 +58,15 @@ class Seen(nn.Module):
     slope: Tensor
 
     def update(self, x: Tensor, there: Tensor) -> None:
-        """Take in rows ``[*B, A, F]`` where ``there`` ``[*B, A]``."""
+        """Take in rows ``[*B, A, F]`` where ``there``, ``[*B, A, F]`` or ``[*B, A, 1]``, if they are finite."""
         if self.pictures:
             return
-        self.moments.update(x, there.unsqueeze(-1) & self.valid)
+        self.moments.update(x, there & x.isfinite().all(-1, keepdim=True) & self.valid)
 
     def settle(self) -> None:
         """Scale by what was taken in."""
-        self.slope.copy_(1 / self.moments.std.squeeze(0))
-        self.shift.copy_(-self.moments.mean.squeeze(0) * self.slope)
+        self.slope.copy_(1 / self.moments.std)
+        self.shift.copy_(-self.moments.mean * self.slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, A, F] → [*B, A, F]``."""
@@ -118,12 +120,12 @@ class Networks(nn.Module):
     ) -> None:
         super().__init__()
         g, make, p = Generator().manual_seed(seed), bodies(spec, hidden), spec.action_size
-        self.members, self.apart = members, apart
+        self.members, self.apart, self.own_state = members, apart, spec.own_state
         pictures = spec.picture is not None
-        self.observed = Seen(torch.tensor(spec.observation_valid), pictures=pictures)
         self.input = AgentInput(spec, share_parameters=not apart, normalise=False)
         self.vectors = ActionVector(spec)
         width, banks = self.input.features, self.input.banks
+        self.observed = Seen(torch.tensor(spec.observation_valid), banks=banks, pictures=pictures)
         self.heads = 1 if spec.continuous else 2 + members
         self.policy = make(width, p, banks=banks * self.heads, output_gain=0.1, generator=g)
         self.box = self.judges = self.log_std = None
@@ -136,6 +138,12 @@ class Networks(nn.Module):
             self.stated = Seen(torch.ones(1, spec.state_size, dtype=torch.bool), pictures=pictures)
             size = spec.state_size + spec.n_agents * p
             self.team = make(size, 1, banks=members, output_gain=0.1, generator=g)
+
+    @torch.no_grad()
+    def widen(self) -> None:
+        """Bring P back to `NARROWEST` after a step of learning: a limit where it is read would end its gradient."""
+        if self.log_std is not None:
+            self.log_std.clamp_(min=NARROWEST)
 
     def settle(self) -> None:
         """Scale observations, and states, by what their statistics took in."""
@@ -163,7 +171,7 @@ class Networks(nn.Module):
             index = action[..., None, None].expand(*action.shape, self.members, 1)
             return Judged(policy, action, output[..., 1:-1, :].gather(-1, index).squeeze(-1), output[..., -1, 0])
         assert self.judges is not None
-        policy = TanhNormal(output[..., 0, :], self.log_std.clamp(min=NARROWEST), self.box)
+        policy = TanhNormal(output[..., 0, :], self.log_std, self.box)
         action = policy.mode if action is None else action
         done = self._encoded(action)
         done = torch.cat([_again(done, self.members), torch.zeros_like(done).unsqueeze(-2)], -2)
@@ -185,10 +193,12 @@ class Networks(nn.Module):
         return policy.log_density(self.box.unsquash(inside)[0])
 
     def team_confidence(self, state: Tensor, action: Tensor, alive: Tensor) -> Tensor:
-        """Logits of the joint C ``[*B, 1, E]``; the dead do nothing."""
+        """Logits of the joint C ``[*B, 1, E]``; the dead do nothing, and are nothing in a state of observations."""
         assert self.team is not None and self.stated is not None
         vectors = torch.where(alive.unsqueeze(-1), self._encoded(action), 0.0)
-        x = torch.cat([self.stated(state.unsqueeze(-2)), vectors.flatten(-2).unsqueeze(-2)], -1)
+        there = state_there(alive, self.observed.valid, own=self.own_state).unsqueeze(-2)
+        scaled = torch.where(there, self.stated(state.unsqueeze(-2)), 0)
+        x = torch.cat([scaled, vectors.flatten(-2).unsqueeze(-2)], -1)
         return self.team(x.expand(*x.shape[:-2], self.members, x.shape[-1])).squeeze(-1).unsqueeze(-2)
 
     def _encoded(self, action: Tensor) -> Tensor:
@@ -222,16 +232,15 @@ def confidence_logit(least: Array, outlook: Array) -> Array:
     return least - outlook.clip(min=0)
 
 
-def reflection_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    r"""$-\omega\,(y \log C + (1 - y) \log(1 - C))$, mean over members.
+def reflection_loss(logits: Tensor, target: Tensor) -> Tensor:
+    r"""$-y \log C - (1 - y) \log(1 - C)$, mean over members.
 
     Args:
         logits: ``[*B, E]`` of C.
         target: ``[*B]`` or ``[*B, E]``, y.
-        weight: ``[*B]``, ω.
 
     Returns:
         ``[*B]``.
     """
     y = target if target.ndim == logits.ndim else target.unsqueeze(-1).expand_as(logits)
-    return weight * F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(-1)
+    return F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(-1)

@@ -9,13 +9,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
 
-from marl_memory.functional.returns import masked_mean
 from marl_memory.keys import Entries, Entry
 from marl_memory.memory.few_rows import Chosen, FewRows
 from marl_memory.memory.operator import Bootstrap, MemoryOperator, Payloads, Stage, check_positive, put
 from marl_memory.memory.outcomes import Ends, Outcomes, OutcomeStore, Taken, blame
 from marl_memory.memory.reflecting import Judged, Networks, reflection_loss
-from marl_memory.memory.scope import Scope
+from marl_memory.memory.scope import Scope, state_there
 from marl_memory.memory.threshold import Threshold
 from marl_memory.memory.trajectories import Finished, Trajectories
 from marl_memory.networks.optimiser import FlatAdam
@@ -23,6 +22,9 @@ from marl_memory.spec import TaskSpec
 
 HORIZON = 1000
 """Steps of an episode that are known at its end where the task declares no limit."""
+
+TINY = 1e-12
+"""What a sum of weights is divided by at least: where nobody is, 0 is."""
 
 BINS = 10
 """Of the confidence's histogram."""
@@ -41,8 +43,9 @@ class Reflection(MemoryOperator):
     $$
 
     w is the softmax of the episodes' returns in units of their deviation, $\omega_t$ the `blame`; both have mean 1 over
-    a batch.  One more $C_\psi(o)$ learns the same of the observation alone, so that memory does not take for the
-    action's doing what is the observation's (`confidence_logit`).  With logits $\ell$ the confidence is
+    the agents that live in a batch (``per_agent``: over the rows of each).  One more $C_\psi(o)$ learns the same of the
+    observation alone, so that memory does not take for the action's doing what is the observation's
+    (`confidence_logit`).  With logits $\ell$ the confidence is
 
     $$
     \ell(c) = \min_e \ell(C_\psi^e(o, \hat a)) - \max(0, \ell(C_\psi(o))), \qquad
@@ -77,7 +80,8 @@ class Reflection(MemoryOperator):
         capacity: steps of single agents, half of them for successes, half for failures.
         episodes: the most episodes in each half.
         alike: of successes with the same end state, at most so many stay.
-        horizon: steps of an episode that are known at its end, the last; None: the task's time limit, else `HORIZON`.
+        horizon: steps of an episode that are known at its end, the last; None: the task's time limit, else `HORIZON`,
+            but so many that ``least`` successes fit into their store.
         window, upper, lower: see `Outcomes`.
         least: successes from which on something is learnt.
         blame_steps: the last steps of a terminated failure that count.
@@ -88,7 +92,7 @@ class Reflection(MemoryOperator):
         lr: Adam's step size.
         batches, batch_size: gradient steps at the end of every iteration, and team rows of each.
         kappa, kappa_schedule, kappa_final, kappa_quantile: see `Threshold`.
-        gamma: the host's γ, by which its critic judges what memory did (`metrics`); nothing else depends on it.
+        gamma: the host's γ, by which its critic judges what memory did (``included``); nothing else depends on it.
         strength, strength_final: see `MemoryOperator`.
 
     Raises:
@@ -152,9 +156,18 @@ class Reflection(MemoryOperator):
         self.register_buffer("judged", torch.zeros(2, dtype=torch.int64), persistent=False)  # 0 after every iteration
         self.scope = Scope(scope or "shared", spec)
         rows = capacity // (2 * spec.n_agents)
-        if rows < 1:
-            raise ValueError(f"capacity={capacity} leaves no step of {spec.n_agents} agents in each of the two stores")
-        horizon = min(horizon or spec.max_episode_steps or HORIZON, rows)
+        most = rows // least
+        if most < 1:
+            raise ValueError(
+                f"capacity={capacity} leaves {rows} steps of {spec.n_agents} agents in each of the two stores: no room "
+                f"for least={least} successes"
+            )
+        if horizon is not None and horizon > most:
+            raise ValueError(
+                f"horizon={horizon} must not exceed {most}: capacity={capacity} leaves {rows} steps of "
+                f"{spec.n_agents} agents in each of the two stores, and least={least} successes are to fit in"
+            )
+        horizon = horizon or min(spec.max_episode_steps or HORIZON, most)
         self.trajectories = Trajectories(
             spec, n_envs=n_envs, batch_steps=batch_steps, horizon=horizon, state=self.scope.joint
         )
@@ -229,8 +242,10 @@ class Reflection(MemoryOperator):
             part.clear()
         self.networks.load_state_dict(Networks(self.spec, **self.form, seed=self.seed).state_dict())
         self.optimiser.adam.state.clear()
-        self.ready.zero_()
-        self.said.zero_()
+        self.settled.copy_(self.trajectories.taken)
+        self._fresh = None
+        for x in (self.ready, self.said, self.rejected, self.judged):
+            x.zero_()
 
     def set_progress(self, frames: int, progress: float) -> None:
         """See `MemoryOperator.set_progress`."""
@@ -313,7 +328,8 @@ class Reflection(MemoryOperator):
     def write(self, td: TensorDictBase) -> None:
         """Take in steps ``[T, N]``, and remember the episodes that ended well or badly."""
         k = self.spec.keys
-        self.threshold.take(td.get(k.confidence)[td.get(k.alive) & self.ready])
+        if self.strength > 0 and not self.threshold.closed:  # else none was computed
+            self.threshold.take(td.get(k.confidence)[td.get(k.alive) & self.ready])
         if self.off_policy and bool((done := td.get(k.taken).any(-1)).any()):
             self._fresh = td[done]
         ended = self.trajectories.write(td)
@@ -364,15 +380,34 @@ class Reflection(MemoryOperator):
 
     @torch.no_grad()
     def refresh(self, bootstrap: Bootstrap) -> None:
-        r"""On hosts with a replay, judge what memory just did: $r + \gamma\, d\, V(s') \ge V(s)$, by their critic."""
+        """On hosts with a replay, judge what memory just did by their critic: see `_right`."""
         rows, self._fresh = self._fresh, None
         if rows is None:
             return
         k, after = self.spec.keys, rows.get("next")
-        ahead = rows.get(("next", *k.discount)).squeeze(-1) * bootstrap(after).amin(-1)
-        gain = rows.get(("next", *k.reward)).squeeze(-1) + self.gamma * ahead - bootstrap(rows).amin(-1)
-        right = (gain >= 0)[rows.get(k.taken)]
+        reward, limit = rows.get(("next", *k.reward)), self.spec.clip_rewards
+        if limit is not None:
+            reward = reward.clamp(-limit, limit)  # as the critic learns it
+        values = [bootstrap(x).amin(-1, keepdim=True) for x in (after, rows)]
+        right = self._right(reward, rows, *values)
         self.judged += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
+
+    def _right(self, reward: Tensor, td: TensorDictBase, following: Tensor, value: Tensor) -> Tensor:
+        r"""Where memory acted, whether that was no worse than the policy: $r + \gamma\, d\, V(s') \ge V(s)$.
+
+        One step, and not the advantage: where the policy would hardly have done it, that is 0 but for rounding.
+
+        Args:
+            reward: ``[*B, A, 1]``, r, in the critic's units; so are the values.
+            td: ``[*B]``.
+            following, value: ``[*B, A, 1]``, V(s') and V(s).
+
+        Returns:
+            bool ``[M]``.
+        """
+        k = self.spec.keys
+        gain = reward + self.gamma * td.get(("next", *k.discount)) * following - value
+        return (gain >= 0).squeeze(-1)[td.get(k.taken) & td.get(k.alive)]
 
     def cut_episodes(self) -> None:
         """See `MemoryOperator.cut_episodes`."""
@@ -393,6 +428,7 @@ class Reflection(MemoryOperator):
             torch.stack(list(terms.values())).sum().backward()
             self.optimiser.gather()
             self.optimiser.step()
+            self.networks.widen()
             reports.append({name: term.detach() for name, term in terms.items()})
         self.optimiser.zero_grad()
         there = [self._lived(store) for store in (self.successes, self.failures)]
@@ -405,10 +441,11 @@ class Reflection(MemoryOperator):
         if new == 0:
             return
         observation, alive = self.trajectories.latest(new)
-        self.networks.observed.update(observation, alive)
+        self.networks.observed.update(observation, alive.unsqueeze(-1))
         if self.networks.stated is not None:
             state = self.trajectories.latest_states(new)
-            self.networks.stated.update(state.unsqueeze(-2), alive.any(-1, keepdim=True))
+            there = state_there(alive, self.networks.observed.valid, own=self.spec.own_state)
+            self.networks.stated.update(state.unsqueeze(-2), there.unsqueeze(-2))
         self.networks.settle()
         self.settled.copy_(self.trajectories.taken)
 
@@ -439,19 +476,19 @@ class Reflection(MemoryOperator):
     def _losses(self, succeeded: TensorDictBase, failed: TensorDictBase | None) -> dict[str, Tensor]:
         """L_P, and where there is a failure L_C; of a joint judge also what the others learn from it."""
         parts = [succeeded] if failed is None else [succeeded, failed]
-        judged = self._read(parts)
-        share = _mean_1(succeeded.get("share")).unsqueeze(-1)
+        judged, won = self._read(parts), succeeded.get("alive")
         density = self.networks.log_density(judged.policy, judged.action)[: len(succeeded)]
-        losses = {"loss/prediction": -masked_mean(share * density, succeeded.get("alive"))}
+        losses = {"loss/prediction": -self._mean(density, succeeded.get("share"), won)}
         if failed is None:
             return losses
+        # C is balanced of those only whom both halves know.
+        lost = failed.get("alive")
+        known = won.any(0) & lost.any(0) if self.networks.apart else won.any() & lost.any()
         counts = [len(succeeded), len(failed)]
-        (won, lost), (good, bad) = judged.logits.split(counts), judged.outlook.split(counts)
-        halves = (
-            self._judge(succeeded, won, good, 1.0, self.balance),
-            self._judge(failed, lost, bad, 0.0, 1 - self.balance),
-        )
-        return losses | {f"loss/{name}": halves[0][name] + halves[1][name] for name in halves[0]}
+        outcomes = zip(parts, judged.logits.split(counts), judged.outlook.split(counts), (1.0, 0.0), strict=True)
+        good, bad = (self._judge(rows, known, logits, outlook, y) for rows, logits, outlook, y in outcomes)
+        share = self.balance
+        return losses | {f"loss/{name}": share * good[name] + (1 - share) * bad[name] for name in good}
 
     def _read(self, parts: list[TensorDictBase]) -> Judged:
         """P and C at the rows of ``parts`` ``[R]``, for what was done there."""
@@ -460,20 +497,26 @@ class Reflection(MemoryOperator):
         return self.networks.both(self.networks.seen(observation), mask[0] if mask else None, action)
 
     def _judge(
-        self, rows: TensorDictBase, logits: Tensor, outlook: Tensor, outcome: float, part: float
+        self, rows: TensorDictBase, known: Tensor, logits: Tensor, outlook: Tensor, outcome: float
     ) -> dict[str, Tensor]:
-        """One half of L_C, times ``part``: of rows that all ended well (``outcome`` 1) or badly (0)."""
-        net, alive = self.networks, rows.get("alive")
-        weight = part * _mean_1(rows.get("weight")).unsqueeze(-1)
-        blind = reflection_loss(outlook.unsqueeze(-1), torch.full(alive.shape, outcome), weight)
-        found = {"outlook": masked_mean(blind, alive)}
+        """One half of L_C: of rows that all ended well (``outcome`` 1) or badly (0), of agents that are ``known``."""
+        net, alive, weight = self.networks, rows.get("alive"), rows.get("weight")
+        target, there = torch.full_like(outlook, outcome), alive & known
+        found = {"outlook": self._mean(reflection_loss(outlook.unsqueeze(-1), target), weight, there)}
         if net.team is None:
-            loss = reflection_loss(logits, torch.full(alive.shape, outcome), weight)
-            return found | {"reflection": masked_mean(loss, alive)}
+            return found | {"reflection": self._mean(reflection_loss(logits, target), weight, there)}
         team = net.team_confidence(rows.get("state"), rows.get("action"), alive)
-        joint = reflection_loss(team, torch.full(team.shape[:-1], outcome), weight)
-        told = reflection_loss(logits, team.detach().sigmoid().expand_as(logits), weight)
-        return found | {"reflection": joint.mean(), "distillation": masked_mean(told, alive)}
+        joint = (weight * reflection_loss(team, target[:, :1]).squeeze(-1)).sum() / weight.sum()
+        told = reflection_loss(logits, team.detach().sigmoid().expand_as(logits))
+        return found | {"reflection": joint, "distillation": self._mean(told, weight, there)}
+
+    def _mean(self, x: Tensor, weight: Tensor, there: Tensor) -> Tensor:
+        """Mean ``[]`` of ``x`` ``[R, A]``, a row as often as its ``weight`` ``[R]``, where ``there`` ``[R, A]``.
+
+        Of networks that share nothing the sum of each agent's mean, as if each had a loss of its own.
+        """
+        weights, over = weight.unsqueeze(-1) * there, 0 if self.networks.apart else (0, 1)
+        return ((weights * torch.where(there, x, 0.0)).sum(over) / weights.sum(over).clamp(min=TINY)).sum()
 
     # --------------------------------------------------------------------------------------------------------- tell
 
@@ -514,9 +557,9 @@ class Reflection(MemoryOperator):
             "imbalance": (held[0] - held[1]) / (held[0] + held[1]).clamp(min=1),
             "rejected": self.rejected.float(),
         }
-        target = td.get(k.value_target, None)
-        if target is not None and bool(taken.any()):
-            found["included"] = ((target - td.get(k.value))[..., 0] >= 0)[taken].float().mean()
+        following = td.get(k.next_value, None)
+        if following is not None and bool(taken.any()):
+            found["included"] = self._right(td.get(k.learn_reward), td, following, td.get(k.value)).float().mean()
         if int(self.judged[1]) > 0:
             found["included"] = self.judged[0] / self.judged[1]
         return found
@@ -539,8 +582,3 @@ def _form(scope: str, execution: str | None) -> str:
     if scope != "centralized" and execution not in (None, scope):
         raise ValueError(f"execution={execution!r} is another than scope={scope!r}: leave it out, or set it to that")
     return execution or own
-
-
-def _mean_1(weight: Tensor) -> Tensor:
-    """``weight`` ``[R]`` scaled to a mean of 1."""
-    return weight / weight.mean().clamp(min=1e-12)

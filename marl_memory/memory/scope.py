@@ -133,13 +133,11 @@ class Scope(nn.Module):
             own = torch.where(alive.unsqueeze(-1), td.get(self.key_names.features), 0.0)
             key = self._with_action(own.flatten(-2) if self.joint else own, td, alive)
             return key.reshape(1, -1, self.features) if self.joint else self.to_banks(key).squeeze(2)
-        counts = alive.unsqueeze(-1)
-        if self.padded or self.joint:
-            counts = counts & self.valid
-        if self.joint:  # a state that is all observations has dead agents and padding in it too
-            counts = alive.any(-1, keepdim=True) if self.own_state else counts.flatten(-2)
-            state = self._seen(torch.where(counts, td.get(self.key_names.state), 0))
+        if self.joint:
+            there = state_there(alive, self.valid, own=self.own_state)
+            state = self._seen(torch.where(there, td.get(self.key_names.state), 0))
             return self._with_action(state, td, alive).reshape(1, -1, self.features)
+        counts = alive.unsqueeze(-1) & self.valid if self.padded else alive.unsqueeze(-1)
         observation = self._seen(torch.where(counts, td.get(self.key_names.observation), 0))
         return self.to_banks(self._with_action(observation, td, alive)).squeeze(2)
 
@@ -197,3 +195,17 @@ class Scope(nn.Module):
             return living
         steps = living.shape[1] // self.per_step
         return living & self.present.unsqueeze(1).expand(-1, steps, -1).reshape(self.banks, -1, 1)
+
+
+def state_there(alive: Tensor, valid: Tensor, *, own: bool) -> Tensor:
+    """What of a team's state is there: one that is all observations has the dead and padding in it too.
+
+    Args:
+        alive: ``[*B, A]`` bool.
+        valid: ``[A, F]`` bool, `TaskSpec.observation_valid`.
+        own: `TaskSpec.own_state`.
+
+    Returns:
+        bool ``[*B, A·F]``, or ``[*B, 1]`` of a state of the task's own.
+    """
+    return alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & valid).flatten(-2)

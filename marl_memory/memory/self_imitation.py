@@ -141,7 +141,7 @@ class SelfImitation(MemoryOperator):
     values: Tensor
     """``[I, N, S']``: V of every row, by the critic of each imitator (of the team: 1)."""
     offset: Tensor
-    """``[I]``: where in their cells the next draws lie, in [0, 1)."""
+    """``[I]``: where the next draws begin in the cumulated chances, in [0, 1)."""
 
     @property
     def entries(self) -> Entries:
@@ -225,9 +225,12 @@ class SelfImitation(MemoryOperator):
         return torch.where(std > 1e-6, std, 1.0)
 
     def _drawn(self, chances: Tensor, count: int) -> Tensor:
-        """Numbers ``[I, J]`` of rows, drawn in J equal strata of the cumulated ``chances`` ``[I, N]``."""
+        """Numbers ``[I, J]`` of rows, drawn in J equal strata of the cumulated ``chances`` ``[I, N]``.
+
+        They go round from the offset, so that the first rows held do not always stand beside the first of the batch.
+        """
         cumulated = chances.cumsum(-1)
-        strata = (torch.arange(count, device=chances.device) + self.offset.unsqueeze(-1)) / count
+        strata = (torch.arange(count, device=chances.device) / count + self.offset.unsqueeze(-1)) % 1
         return torch.searchsorted(cumulated, strata * cumulated[:, -1:], right=True).clamp_(max=self.size - 1)
 
     # --------------------------------------------------------------------------------------------------------- remember

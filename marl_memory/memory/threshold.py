@@ -11,6 +11,9 @@ from torch import Tensor, nn
 RECENT = 2048
 """Confidences that an adaptive threshold is a quantile of."""
 
+CERTAIN = 1 - 1e-6
+"""An adaptive threshold does not rise above: where every confidence is 1, none would be greater."""
+
 UNKNOWN = 0.5
 """What the confidence is where nothing is known: an adaptive threshold does not fall below."""
 
@@ -22,7 +25,7 @@ class Threshold(nn.Module):
     |------------|----------------------------------------------------------------------------------------------------|
     | `constant` | ``kappa``                                                                                          |
     | `linear`   | from ``kappa`` to ``final``, in the run's frames                                                   |
-    | `adaptive` | the ``quantile`` of the last `RECENT` confidences, at least ½; ``kappa`` until there is one        |
+    | `adaptive` | the ``quantile`` of the last `RECENT` confidences, ½ to `CERTAIN`; ``kappa`` until there is one    |
 
     Args:
         kappa: in (0, 1].
@@ -89,11 +92,12 @@ class Threshold(nn.Module):
         self.scheduled = self.first + (self.final - self.first) * min(progress, 1.0)
 
     def take(self, confidence: Tensor) -> None:
-        """Follow the latest confidences ``[M]``."""
+        """Follow the latest confidences ``[M]``, of which those that are no numbers do not count."""
+        confidence = confidence[confidence.isfinite()]
         if self.adaptive and len(confidence) > 0:
             self.recent.copy_(torch.cat([self.recent, confidence])[-RECENT:])
             torch.clamp(self.known + len(confidence), max=RECENT, out=self.known)
-            self.adapted.copy_(self.recent[-int(self.known) :].quantile(self.quantile).clamp(UNKNOWN, 1.0))
+            self.adapted.copy_(self.recent[-int(self.known) :].quantile(self.quantile).clamp(UNKNOWN, CERTAIN))
 
     def clear(self) -> None:
         """Forget all confidences."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from marl_memory.keys import Entry
 from marl_memory.memory.operator import check_positive
+from marl_memory.memory.scope import state_there
 from marl_memory.spec import TaskSpec
 
 
@@ -21,7 +22,7 @@ class Finished(NamedTuple):
         last: ``[E]`` int64, the number of its last vector step.
         length: ``[E]`` int64, steps.
         kept: ``[E]`` int64, how many of these are still known: the last ones.
-        returns: ``[E]`` float64, undiscounted sum of the environment's rewards, the team's.
+        returns: ``[E]`` float64, undiscounted sum of the environment's rewards, the team's; equal where rewards were.
         terminated: ``[E]`` bool; else the episode was truncated.
         success: ``[E]`` bool, or None where the task does not tell.
         left: ``[E, S]``, the state in which it was left.
@@ -44,8 +45,8 @@ class Finished(NamedTuple):
 class Trajectories(nn.Module):
     """The latest steps of N environments, so that an episode is known as a whole when it ends.
 
-    Where batches are cut does not matter.  Of an episode longer than ``horizon`` the last steps are known.  A reset of
-    the environments cuts what runs: nobody hears of it.
+    Where batches are cut does not matter.  Of an episode longer than ``horizon`` the last steps are known.  Of what a
+    reset of the environments cuts, and of what broke off (``dropped``), nobody hears.
 
     Args:
         spec: the task.
@@ -77,9 +78,12 @@ class Trajectories(nn.Module):
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
         self.register_buffer("begin", torch.zeros(n_envs, dtype=torch.int64))
         self.register_buffer("running", torch.zeros(n_envs, dtype=torch.float64))
+        self.shares = 1 if spec.common_reward else spec.n_agents
+        """What sums of `running` are divided by, once: divided at every step equal episodes would not be equal."""
         self.register_buffer("valid", torch.tensor(spec.observation_valid), persistent=False)
         self.register_buffer("action_valid", torch.tensor(spec.action_valid), persistent=False)
         after: list[Any] = [k.done, k.terminated, k.state, *((k.success,) if spec.has_success else ())]
+        after += [k.dropped] if spec.has_dropped else []
         self.write_keys: list[Any] = [k.observation, k.action, k.alive, *(("next", key) for key in after)]
         self.write_keys += [("next", *k.reward), *([] if spec.continuous else [k.action_mask])]
         self.write_keys += [k.state] if state else []
@@ -89,7 +93,7 @@ class Trajectories(nn.Module):
     begin: Tensor
     """``[N]``: the number of the first vector step of the episode that runs."""
     running: Tensor
-    """``[N]``: its return so far."""
+    """``[N]``: its return so far, times `shares`."""
     valid: Tensor
     action_valid: Tensor
 
@@ -173,29 +177,35 @@ class Trajectories(nn.Module):
 
     def _state(self, state: Tensor, alive: Tensor) -> Tensor:
         """``state`` ``[*B, S]`` without the dead and padding, which one that is all observations has in it."""
-        own = self.spec.own_state
-        counts = alive.any(-1, keepdim=True) if own else (alive.unsqueeze(-1) & self.valid).flatten(-2)
-        return torch.where(counts, state, 0)
+        return torch.where(state_there(alive, self.valid, own=self.spec.own_state), state, 0)
 
     def _ended(self, td: TensorDictBase, taken: int) -> Finished | None:
         """The episodes that end in ``td`` ``[T, N]``, whose first vector step is number ``taken``."""
         k, n = self.spec.keys, self.n_envs
-        total = self._team_reward(td).cumsum(0) + self.running
         done: Tensor = td.get(("next", k.done)).squeeze(-1)
-        self.running.copy_(total[-1])
+        number = done.cumsum(0) - done.long()  # [T, N]: the how-manieth episode of its environment a step is of
+        after = number[-1] + done[-1]
+        # Each episode has a sum of its own: one that is not finite ends with it, and equal ones are equal to the bit.
+        total = self.running.new_zeros(int(after.max()) + 1, n)
+        total[0] = self.running
+        total.scatter_add_(0, number, self._team_reward(td))
+        self.running.copy_(total.gather(0, after.unsqueeze(0)).squeeze(0))
         if not bool(done.any()):
             return None
         env, t = done.T.nonzero(as_tuple=True)  # sorted by environment, then by time
         first = torch.ones_like(env, dtype=torch.bool)
         first[1:] = env[1:] != env[:-1]
-        before, last = total[t, env].roll(1).masked_fill(first, 0.0), taken + t
+        last = taken + t
         begin = torch.where(first, self.begin[env], last.roll(1) + 1)
         # Of each environment the last that ended: what runs now began behind it.
         ending = first.roll(-1)
         ending[-1] = True
         self.begin[env[ending]] = last[ending] + 1
-        self.running[env[ending]] -= total[t, env][ending]
         order = (t * n + env).argsort()
+        if self.spec.has_dropped:
+            order = order[~td.get(("next", k.dropped))[t, env].squeeze(-1)[order]]
+            if len(order) == 0:
+                return None
         env, t, length = env[order], t[order], (last + 1 - begin)[order]
         won: Tensor | None = td.get(("next", k.success))[t, env].squeeze(-1) if self.spec.has_success else None
         return Finished(
@@ -203,15 +213,15 @@ class Trajectories(nn.Module):
             last=taken + t,
             length=length,
             kept=length.clamp(max=self.horizon),
-            returns=total[t, env] - before[order],
+            returns=total[number[t, env], env] / self.shares,
             terminated=td.get(("next", k.terminated))[t, env].squeeze(-1),
             success=won,
             left=self._state(td.get(("next", k.state))[t, env], td.get(k.alive)[t, env]),
         )
 
     def _team_reward(self, td: TensorDictBase) -> Tensor:
-        """``[T, N]`` float64: the mean over agents; of the dead only a common reward counts, which the living share."""
+        """``[T, N]`` float64: the sum over agents that live; of a common reward, which each of them has, their mean."""
         k = self.spec.keys
         reward, alive = td.get(("next", *k.reward)).squeeze(-1).double(), td.get(k.alive)
-        count = alive.sum(-1).clamp(min=1) if self.spec.common_reward else self.spec.n_agents
-        return torch.where(alive, reward, 0.0).sum(-1) / count
+        total = torch.where(alive, reward, 0.0).sum(-1)
+        return total / alive.sum(-1).clamp(min=1) if self.spec.common_reward else total

@@ -132,7 +132,7 @@ def test_the_scales_are_deviations_of_what_was_learnt_from() -> None:
     operator.write(steps(operator.spec, 40))
     model, seen = operator.model, []
     of = model._coarse
-    model._coarse = lambda state: seen.append(of(state)) or seen[-1]  # type: ignore[method-assign]
+    model._coarse = lambda *args: seen.append(of(*args)) or seen[-1]  # type: ignore[method-assign]
     for _ in range(5):
         operator.learn()
     coarse, code = (torch.cat([one[i].detach() for one in seen], 1).squeeze(0) for i in (0, 1))
@@ -266,6 +266,26 @@ def test_padding_is_no_dimension_of_the_error(scope: str) -> None:
         s = moments.normalise(x)
         expected = torch.stack([s[:, 0].square().mean(-1), s[:, 1, :2].square().mean(-1)], 1)
     torch.testing.assert_close(told(operator, td)["coarse"], expected)
+
+
+def test_absent_agents_are_no_dimension_of_a_state_of_observations() -> None:
+    """The team's state has their zeros in it: they enter neither the scales nor the error."""
+    spec = task(2, features=2)
+    operator, td = memory(spec, scope="centralized"), steps(spec, 60)
+    td.get(("next", *K.observation)).add_(100.0)
+    td.get(("next", *K.alive))[20:, 1] = False
+    td.get(("next", K.state)).copy_(td.get(("next", *K.observation)).flatten(1))
+    taught(operator, td)
+    moments, x = normaliser(operator), td.get(("next", K.state)).double()
+    mean = torch.cat([x[:, :2].mean(0), x[:20, 2:].mean(0)])
+    torch.testing.assert_close(moments.mean[0], mean)
+    torch.testing.assert_close(moments.std[0, 2:], x[:20, 2:].std(0, correction=0))
+    for p in operator.parameters():
+        p.data.zero_()
+    own = moments.normalise(td.get(("next", K.state)))
+    expected = torch.cat([own[:20].square().mean(1), own[20:, :2].square().mean(1)])
+    torch.testing.assert_close(told(operator, td)["coarse"][:, 0], expected)
+    assert operator.learn()["loss/autoencoder"].isfinite()
 
 
 def test_states_that_are_not_finite_are_refused_and_worth_nothing() -> None:

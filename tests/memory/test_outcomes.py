@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,56 @@ def test_too_large_or_uneven_batches_are_refused() -> None:
             known.write(steps(task(), count, 1, 0))
 
 
+@pytest.mark.parametrize("rewards", [(-0.1, -0.2, -0.1), (0.1, 0.7, 0.3)])
+def test_equal_episodes_have_equal_returns(rewards: tuple[float, ...]) -> None:
+    """To the bit, wherever in the run they are: else rounding would make successes."""
+    known, judge = Trajectories(task(3), n_envs=2, batch_steps=64, horizon=60, state=False), Outcomes(**QUANTILES)
+    returns, succeeded = [], 0
+    for seed in range(20):
+        td = steps(task(3), 64, 2, seed, ends=0.0)
+        td.get(K.alive).fill_(True)
+        td.get(("next", *K.reward)).copy_(torch.tensor(rewards).unsqueeze(-1))
+        td.get(("next", K.done)).copy_((torch.arange(64 * seed, 64 * seed + 64) % 50 == 49).view(64, 1, 1))
+        if (ended := known.write(td)) is not None:
+            returns += ended.returns.tolist()
+            succeeded += int(judge.judge(ended)[0].sum())
+    assert len(returns) == 50 and len(set(returns)) == 1 and succeeded == 0
+    assert returns[0] == pytest.approx(50 * sum(rewards) / 3)
+
+
+def test_what_broke_off_is_nobodys_episode() -> None:
+    spec = replace(task(), has_dropped=True)
+    known = Trajectories(spec, n_envs=2, batch_steps=8, horizon=8, state=False)
+    assert ("next", K.dropped) in known.write_keys
+    td = steps(spec, 6, 2, 0, ends=0.0)
+    done = torch.zeros(6, 2, 1, dtype=torch.bool)
+    done[1], done[4, 0] = True, True
+    dropped = done.clone()
+    dropped[1, 1], dropped[4, 0] = False, False
+    td.update({("next", K.done): done, ("next", K.dropped): dropped})
+    ended = known.write(td)
+    assert ended is not None and ended.env.tolist() == [1, 0] and ended.length.tolist() == [2, 3]
+    living = torch.where(td.get(K.alive), td.get(("next", *K.reward)).squeeze(-1), 0.0).sum(-1)
+    torch.testing.assert_close(ended.returns.float(), torch.stack([living[:2, 1].sum(), living[2:5, 0].sum()]))
+    td.update({("next", K.dropped): done})
+    assert known.write(td) is None
+
+
+def test_a_reward_that_is_not_finite_ends_with_its_episode() -> None:
+    known = Trajectories(task(), n_envs=1, batch_steps=8, horizon=8, state=False)
+    td = steps(task(), 8, 1, 0, ends=0.0)
+    td.get(K.alive).fill_(True)
+    td.get(("next", K.done))[3::4] = True
+    td.get(("next", *K.reward))[2] = torch.inf
+    for bad in (True, False):
+        ended = known.write(td)
+        assert ended is not None and ended.returns.isfinite().tolist() == [not bad, True]
+        td.get(("next", *K.reward))[2] = 0.0
+
+
 # ------------------------------------------------------------------------------------------------ which is a success
+
+QUANTILES = {"window": 200, "upper": 0.8, "lower": 0.2}
 
 
 def finished(returns: list[float], success: list[bool] | None = None) -> Finished:
@@ -190,19 +240,20 @@ class Listed:
     def __init__(self, episodes: int, room: int, alike: int | None) -> None:
         self.episodes, self.room, self.alike = episodes, room, alike or episodes
         self.held: list[dict[str, Any]] = []
+        self.bar = -math.inf
 
     def offer(self, new: list[dict[str, Any]]) -> None:
         order = sorted([*self.held, *new], key=lambda one: (-one["score"], one["length"], one["age"]))
         ends: dict[int, int] = {}
-        fitting, total = [], 0
+        self.held, total = [], 0
         for one in order:
             ends[one["end"]] = ends.get(one["end"], 0) + 1
-            if ends[one["end"]] <= self.alike:
+            if ends[one["end"]] <= self.alike and one["score"] >= self.bar:
                 total += len(one["steps"])
-                if total > self.room:
+                if total > self.room or len(self.held) == self.episodes:
+                    self.bar = one["score"]
                     break
-                fitting.append(one)
-        self.held = fitting[: self.episodes]
+                self.held.append(one)
 
 
 @pytest.mark.parametrize(("episodes", "room", "alike"), [(5, 1000, 2), (50, 30, None), (8, 40, 3)])
@@ -261,6 +312,25 @@ def test_random_scores_are_a_reservoir() -> None:
     expected = 400 / 6
     assert int(counts.sum()) == 4000
     assert (counts - expected).abs().max() < 5 * math.sqrt(expected * 5 / 6)
+
+
+def test_long_episodes_stay_in_a_reservoir_as_often_as_among_all_at_once() -> None:
+    """What there was no room for is not replaced by shorter ones that come later."""
+    generator, room, held, right = Generator().manual_seed(0), 500, torch.zeros(2), torch.zeros(2)
+    for _ in range(40):
+        lengths = torch.where(torch.rand(60, generator=generator) < 0.5, 20, 200)
+        scores = torch.rand(60, generator=generator, dtype=torch.float64)
+        store = OutcomeStore({}, episodes=60, steps=room, alike=None)
+        for i, length in enumerate(lengths.tolist()):
+            zero, rows = torch.zeros(1, dtype=torch.int64), TensorDict({}, batch_size=(length,))
+            store.offer(Taken(scores[i, None], zero + length, zero, rows, zero.expand(length), torch.ones(length)))
+        order = scores.argsort(descending=True)
+        first = order[lengths[order].cumsum(0) <= room]
+        for counts, found in ((held, store.age[store.held]), (right, first)):
+            counts += torch.stack([(lengths[found] == length).sum() for length in (20, 200)])
+        assert set(store.age[store.held].tolist()) <= set(first.tolist())
+    # One at a time what will be among the first may be gone already: never another in its place.
+    assert held[1] / held.sum() == pytest.approx(float(right[1] / right.sum()), abs=0.05)
 
 
 def test_draws_are_of_what_is_held_and_all_alike_likely() -> None:

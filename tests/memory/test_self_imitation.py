@@ -101,6 +101,23 @@ def test_gains_are_in_deviations_of_the_returns_and_clipped() -> None:
     assert operator.gains().flatten()[:2].tolist() == [0.5, 1.5]
 
 
+def test_every_row_is_replayed_though_the_agent_dies_in_every_batch() -> None:
+    """Where somebody lives in the first half of a batch only, the second half of what is held is replayed as often."""
+    operator = memory(task(), priority=0.0)
+    td = collected(operator.spec, 0, 32)
+    td.get(K.learn_reward).fill_(1.0)
+    taught(operator, td)
+    held, counts = operator.get_buffer("observation")[0, :32, 0], torch.zeros(32)
+    alive = torch.arange(32).view(32, 1) < 16
+    for _ in range(100):
+        operator.refresh(constant(0.0, 1))
+        rows = recalled(operator, 32, alive)
+        seen = rows.get(K.observation)[rows.get(K.alive)]
+        counts += torch.bincount(torch.cdist(seen, held).argmin(1), minlength=32)
+    assert counts.sum() == 1600 and counts.min() > 0
+    assert abs(counts[:16].sum().item() - 800) < 200  # were they laid row on row it would be 1 600 or so
+
+
 def test_the_values_are_those_of_the_last_refresh() -> None:
     operator = memory(task())
     td = collected(operator.spec, 0, 4)

@@ -61,6 +61,8 @@ class Algorithm(nn.Module, ABC):
     gamma: float
     """The discount factor of its returns."""
     actor: Policy
+    rescales_rewards: bool = False
+    """Whether the unit of ``learn_reward`` changes as a run goes on."""
     stages: ClassVar[frozenset[str]]
     """Where memory can act on this learner: values of `marl_memory.memory.operator.Stage`."""
     actions: ClassVar[frozenset[str]]

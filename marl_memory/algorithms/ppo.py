@@ -26,7 +26,7 @@ from marl_memory.algorithms.algorithm import (
     derive_seed,
 )
 from marl_memory.algorithms.mixed import settle, taken_by_memory
-from marl_memory.functional.returns import discounted_sum, gae, masked_mean, team_value
+from marl_memory.functional.returns import discounted_sum, gae, leaves_alone, masked_mean, team_value
 from marl_memory.keys import Entries, Entry
 from marl_memory.networks.actor import Actor, Body
 from marl_memory.networks.critic import Critic, ValueHead
@@ -167,6 +167,7 @@ class PPO(OnPolicyAlgorithm):
         self.value_norm = ValueNorm() if value_norm else None
         scales = 1 if spec.common_reward else self.actor.input.banks  # one reward has one scale
         self.return_moments = RunningMoments(scales, 1) if scale_rewards else None
+        self.rescales_rewards = scale_rewards
         self.return_carry: Tensor | None = None
         self.generator = Generator().manual_seed(derive_seed(seed, "minibatches"))
         self.entropy_generator = Generator().manual_seed(derive_seed(seed, "entropy"))
@@ -274,7 +275,10 @@ class PPO(OnPolicyAlgorithm):
         """V(s_{t+1}) ``[T, N, A, 1]``: the next row's value; of the true last state where the next row is not it."""
         next_value = torch.empty_like(value)
         next_value[:-1] = value[1:]
-        elsewhere = batch.get(("next", self.keys.truncated)).squeeze(-1).clone()
+        k = self.keys
+        alive, lives_on, discount = (batch.get(key) for key in (k.alive, ("next", *k.alive), ("next", *k.discount)))
+        elsewhere = leaves_alone(alive, lives_on, discount, self.spec.common_reward).any(-1)
+        elsewhere |= batch.get(("next", k.truncated)).squeeze(-1)
         elsewhere[-1] = True
         last = batch.get("next").select(*self.critic.in_keys, self.keys.alive)[elsewhere]
         next_value[elsewhere] = self._team_value(self.bootstrap_values(last), last.get(self.keys.alive))

@@ -103,6 +103,20 @@ def discounted_returns(reward: Tensor, discount: Tensor, cut: Tensor, tail: Tens
     return returns
 
 
+def leaves_alone(alive: Tensor, lives_on: Tensor, discount: Tensor, common_reward: bool) -> Tensor:
+    """Who is truncated before its episode is: its return goes on with the value of what it saw last, and ends there.
+
+    Args:
+        alive, lives_on: ``[*B, A]`` bool, at the step and after it.
+        discount: ``[*B, A, 1]``, d: 0 at a termination.
+        common_reward: nobody's return ends before the team's then.
+
+    Returns:
+        ``[*B, A]`` bool.
+    """
+    return torch.zeros_like(alive) if common_reward else alive & ~lives_on & (discount.squeeze(-1) != 0)
+
+
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``x`` ``[*S]`` over the True entries of ``mask`` ``[*S]``, 0 if there are none; None: over all.
 
@@ -288,7 +302,7 @@ def _within(reward: Tensor, both: Tensor, stop: Tensor, gamma: float, most: int)
         # V_{t,h} = r_t + γ V_{t+1,h−1}, where row t + 1 is of the same episode and has a rollout so long
         value = torch.add(reward[: len(value) - 1], value[1:], alpha=gamma)
         reaches = reaches[1:] & ~stop[: len(value)]
-        longer = (value[:, :1] > best[: len(value), :1]) & reaches
+        longer = (value[:, :1] <= best[: len(value), :1]).logical_not_() & reaches  # NaN too, as without a limit
         best = torch.cat([torch.where(longer, value, best[: len(value)]), best[len(value) :]])
     return best[:, 1]
 

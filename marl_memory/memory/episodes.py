@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from marl_memory.functional.returns import discounted_returns, team_value
+from marl_memory.functional.returns import discounted_returns, leaves_alone, team_value
 from marl_memory.keys import Entry
 from marl_memory.memory.operator import Bootstrap, check_positive
 from marl_memory.memory.scope import state_there
@@ -38,7 +38,8 @@ class RunningEpisodes(nn.Module):
     R_{t+1} & \text{it went on} \end{cases}
     $$
 
-    with d = 0 where the agent's return ends.  Batches come in the order of collection; where they are cut does not
+    with d = 0 where the agent's return ends.  Without a common reward an agent's own truncation, before its episode's,
+    counts for it as one.  Batches come in the order of collection; where they are cut does not
     matter.  Of an episode longer than ``horizon`` the first steps are dropped, and counted; so are the steps of an
     episode that a reset of the environments cut (`drop_running`).  A ring of a shape fixed here.
 
@@ -157,9 +158,12 @@ class RunningEpisodes(nn.Module):
         over = waiting & ends[order].long().flip(0).cummax(0).values.flip(0).bool()
         begin, end = (int(x) for x in over.any(1).nonzero()[[0, -1]])
         order, over = order[begin : end + 1], over[begin : end + 1]
-        cut = done[order].view(-1, self.n_envs, 1, 1).expand(-1, -1, self.spec.n_agents, 1)
+        alive, lives_on = (self._of(key)[order] for key in (k.alive, after(k.alive)))
+        left = leaves_alone(alive, lives_on, self._of(("next", *k.discount))[order], self.spec.common_reward)
+        cut = done[order].view(-1, self.n_envs, 1, 1) | left.unsqueeze(-1)
         reward, discount = self._of(self.reward_key)[order], self._of(("next", *k.discount))[order]
-        returns = discounted_returns(reward, discount, cut, self._tails(order, over, bootstrap), gamma=self.gamma)
+        tails = self._tails(order, over, left.any(-1), bootstrap)
+        returns = discounted_returns(reward, discount, cut, tails, gamma=self.gamma)
         step, env = over.nonzero(as_tuple=True)
         at = (order[step], env)
         rows = self._rows(at, {key: key for key in (*self.inputs, k.action)})
@@ -167,11 +171,12 @@ class RunningEpisodes(nn.Module):
         self._erase(torch.zeros_like(self.open).index_put_(at, torch.ones_like(env, dtype=torch.bool)))
         return Ended(rows, returns[step, env].squeeze(-1))
 
-    def _tails(self, order: Tensor, over: Tensor, bootstrap: Bootstrap) -> Tensor:
-        """V ``[L', N, A, 1]`` of the states in which episodes were truncated, 0 elsewhere."""
+    def _tails(self, order: Tensor, over: Tensor, left: Tensor, bootstrap: Bootstrap) -> Tensor:
+        """V ``[L', N, A, 1]`` of the states in which episodes, or agents, were truncated, 0 elsewhere."""
         k = self.spec.keys
         tails = torch.zeros(*over.shape, self.spec.n_agents, 1, device=over.device)
-        step, env = (over & self._of(("next", k.truncated)).squeeze(-1)[order]).nonzero(as_tuple=True)
+        truncated = self._of(("next", k.truncated)).squeeze(-1)[order]
+        step, env = (over & (truncated | left)).nonzero(as_tuple=True)
         if len(step) > 0:
             left = self._rows((order[step], env), {key: after(key) for key in self.inputs})
             value = bootstrap(left).amin(-1, keepdim=True)
@@ -206,7 +211,11 @@ def clean(key: Any, td: TensorDictBase, spec: TaskSpec, valid: Tensor, action_va
         valid, action_valid: ``[A, F]`` and ``[A, P]`` bool, its `TaskSpec.observation_valid` and `action_valid`.
     """
     k, x = spec.keys, td.get(key)
-    alive = td.get(after(k.alive) if key[0] == "next" else k.alive)
+    alive = td.get(k.alive)
+    if key[0] == "next":
+        alive = td.get(after(k.alive))
+        if key == after(k.observation):  # what an agent saw last is needed, though it does not live on
+            alive = alive | leaves_alone(td.get(k.alive), alive, td.get(("next", *k.discount)), spec.common_reward)
     if key in (k.observation, after(k.observation)):
         return torch.where(alive.unsqueeze(-1) & valid, x, 0)
     if key in (k.state, after(k.state)):

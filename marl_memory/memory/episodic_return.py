@@ -79,6 +79,7 @@ class EpisodicReturn(MemoryOperator):
     """
 
     stage: Stage  # type: ignore[misc]
+    keeps_rewards = True
 
     def __init__(
         self,
@@ -209,7 +210,8 @@ class EpisodicReturn(MemoryOperator):
         target: Tensor = td.get(k.value_target)
         found = torch.where(used.unsqueeze(-1), found, target)
         lead = (found - target).mean(-1, keepdim=True)
-        put(td, k.value_target, torch.where(share > 0, torch.lerp(target, found, share), target))
+        mixed = torch.where(share < 1, torch.lerp(target, found, share), found)
+        put(td, k.value_target, torch.where(share > 0, mixed, target))
         put(td, k.under_weight, 1 - share * (1 - self.alpha))
         put(td, self.report, torch.cat([used.unsqueeze(-1).to(share.dtype), share, lead], -1))
         return td

@@ -93,6 +93,8 @@ class MemoryOperator(TensorDictModuleBase):
     """After collection, or after the update: of a class, or of an instance where the kind of host decides."""
     companion: ClassVar[bool] = False
     """Part of another operator's method, on hosts that have its stage: a run with another host leaves it out."""
+    keeps_rewards: ClassVar[bool] = False
+    """Whether learning rewards are remembered: a host that goes on changing their unit is no host for it."""
     greedy: bool = False
     """At the stage ACT, in evaluation: take the likeliest action, and draw nothing."""
     in_keys: list[Any]

@@ -29,10 +29,11 @@ class StepRing(nn.Module):
         super().__init__()
         self.spec, self.steps, self.n_envs = spec, steps, n_envs
         k, a, p = spec.keys, spec.n_agents, spec.action_size
+        seen = torch.uint8 if spec.picture else None
         self.paid: list[Any] = [k.learn_reward, ("next", *k.discount)]
         self.inputs: dict[Any, Entry] = {
-            k.observation: Entry((a, spec.observation_size)),
-            k.state: Entry((spec.state_size,)),
+            k.observation: Entry((a, spec.observation_size), seen),
+            k.state: Entry((spec.state_size,), seen),
             k.alive: Entry((a,), torch.bool),
         }
         if not spec.continuous:

@@ -75,6 +75,7 @@ class ReturnMemory(MemoryOperator):
     """
 
     stage: ClassVar[Stage] = Stage.TARGET
+    keeps_rewards = True
 
     def __init__(
         self,

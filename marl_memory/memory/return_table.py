@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from marl_memory.functional.returns import (
     columns_of,
     lambda_returns,
+    leaves_alone,
     max_backpropagation,
     n_step_returns,
     team_value,
@@ -32,12 +33,14 @@ class Facts(NamedTuple):
         reward, discount: ``[T', N, A]``.
         bootstrap: ``[T', N, A, C]``, values of the states that followed.
         ends: ``[T', N]`` bool, ends of episodes.
+        leaves: ``[T', N, A]`` bool, see `leaves_alone`.
     """
 
     reward: Tensor
     discount: Tensor
     bootstrap: Tensor
     ends: Tensor
+    leaves: Tensor
 
 
 class ReturnTable(nn.Module):
@@ -52,7 +55,8 @@ class ReturnTable(nn.Module):
     | `max`     | $\max_h V^{(c)}_{t,h}$: it overestimates                                                   |
     | `lambda`  | the λ-return of critic c                                                                   |
 
-    A critic without a twin is estimated by ``max``.  Episodes bootstrap where they were cut, and at the newest step.
+    A critic without a twin is estimated by ``max``.  Episodes bootstrap where they were cut, and at the newest step; an
+    agent with rewards of its own where it was cut itself.
 
     Args:
         spec: the task.
@@ -98,26 +102,30 @@ class ReturnTable(nn.Module):
             self.estimate = partial(best, gamma=gamma, max_rollout=max_rollout)
         self.register_buffer("returns", torch.zeros(self.steps, n_envs, spec.n_agents, critics))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
 
     returns: Tensor
     """``[T, N, A, C]``; not finite where there is none."""
     written: Tensor
     """``[]``: the number after that of the newest step with a return; 0 for none."""
+    oldest: Tensor
+    """``[]``: the number of the oldest step with a return."""
 
     def __len__(self) -> int:
         """Team rows."""
-        return min(int(self.written), self.steps) * self.n_envs
+        return int(self.written - self.oldest) * self.n_envs
 
     def clear(self) -> None:
         """Forget everything."""
         self.written.zero_()
+        self.oldest.zero_()
         self.returns.zero_()
 
     def find(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """R ``[*B, A, C]`` of the rows with these numbers ``[*B]``, and ``[*B, A]`` bool, where there is one."""
         step = row // self.n_envs
         found = self.returns[step % self.steps, row % self.n_envs]
-        held = (step < self.written) & (step >= self.written - self.steps)
+        held = (step < self.written) & (step >= self.oldest)
         return found, held.unsqueeze(-1) & found.isfinite().all(-1)
 
     @torch.no_grad()
@@ -133,9 +141,11 @@ class ReturnTable(nn.Module):
         Returns:
             what they were computed from; None if there are no steps.
         """
-        first = max(first, steps.oldest, steps.written - self.steps)
+        oldest = max(steps.oldest, steps.written - self.steps)
+        first = max(first, oldest)
         if first >= steps.written:
             return None
+        self.oldest.fill_(oldest)
         facts = self.facts(bootstrap, steps, first, generator)
         self.settle(facts, first)
         return facts
@@ -144,6 +154,7 @@ class ReturnTable(nn.Module):
         """What the returns of the steps from ``first`` on are made of, in blocks of bounded memory."""
         k, (_, n, a, c), count = self.spec.keys, self.returns.shape, steps.written - first
         reward, discount, values = (self.returns.new_empty(count, n, a, *tail) for tail in ((), (), (c,)))
+        leaves = reward.new_empty(reward.shape, dtype=torch.bool)
         stride = max(BLOCK // n, 1)
         for begin in range(0, count, stride):
             here = slice(begin, min(begin + stride, count))
@@ -152,8 +163,10 @@ class ReturnTable(nn.Module):
             value = bootstrap(after, generator) if generator is not None else bootstrap(after)
             values[here] = team_value(value, after.get(k.alive)) if self.spec.common_reward else value
             reward[here] = block.get(k.learn_reward).squeeze(-1)
-            discount[here] = block.get(("next", *k.discount)).squeeze(-1)
-        return Facts(reward, discount, values, steps.ends_between(first, steps.written))
+            goes_on = block.get(("next", *k.discount))
+            discount[here] = goes_on.squeeze(-1)
+            leaves[here] = leaves_alone(block.get(k.alive), after.get(k.alive), goes_on, self.spec.common_reward)
+        return Facts(reward, discount, values, steps.ends_between(first, steps.written), leaves)
 
     def settle(self, facts: Facts, first: int) -> None:
         """Write the returns of the steps from ``first`` on."""
@@ -163,9 +176,9 @@ class ReturnTable(nn.Module):
         index, valid = columns_of(facts.ends)
         closed = facts.ends.clone()
         closed[-1] = True
-        cut = closed.flatten()[index].unsqueeze(-1)
-        reward, discount, bootstrap = (x.flatten(0, 1)[index] for x in (facts.reward, facts.discount, bootstrap))
-        cut = cut.expand_as(reward)
+        of = (facts.reward, facts.discount, bootstrap, facts.leaves)
+        reward, discount, bootstrap, leaves = (x.flatten(0, 1)[index] for x in of)
+        cut = closed.flatten()[index].unsqueeze(-1) | leaves
         found = self.estimate(reward, bootstrap, discount, cut)
         if self.one_step_floor:
             found = torch.maximum(found, n_step_returns(reward, bootstrap, discount, cut, gamma=self.gamma, n=1))

@@ -60,6 +60,7 @@ class SelfImitation(MemoryOperator):
 
     stage: ClassVar[Stage] = Stage.REPLAY
     writes_on = "update"
+    keeps_rewards = True
 
     def __init__(
         self,

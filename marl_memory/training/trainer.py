@@ -331,6 +331,12 @@ def check_stages(algorithm: Algorithm, memory: Memory) -> None:
                 f"memory={name} acts at the stage {operator.stage.value!r}, which {type(algorithm).__name__} does not "
                 f"have; it has {known}. Hosts with that stage: {operator.stage.hosts}"
             )
+        if operator.keeps_rewards and algorithm.rescales_rewards:
+            raise ValueError(
+                f"memory={name} remembers rewards, and algorithm.scale_rewards=true keeps changing their unit: what is "
+                "old would count too much or too little. Set algorithm.scale_rewards=false (with "
+                "algorithm.value_norm=true the critic learns in units of its own)"
+            )
         if not memory.acts and (key := next((key for key in operator.in_keys if key[0] == "act"), None)):
             raise ValueError(f"memory={name} reads {'.'.join(key)}: list a memory beside it that acts, as reflection")
         for key in operator.asks.keys() - algorithm.offers:

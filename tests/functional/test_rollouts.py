@@ -285,3 +285,12 @@ def test_the_loss_is_minimal_at_the_expectile(alpha: float) -> None:
     level = float(below / (above + below))
     assert math.isclose(level, alpha / (1 + alpha), abs_tol=1e-6)
     assert alpha < 1 or math.isclose(float(q), float(targets.mean()), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("most", [None, 5])
+def test_a_reward_that_is_no_number_reaches_all_earlier_rows_of_its_episode(most: int | None) -> None:
+    reward, cut = torch.zeros(6), torch.tensor([False, True, False, False, False, True])
+    reward[4] = torch.nan
+    for function in (twin_backpropagation, max_backpropagation):
+        found = function(reward, torch.ones(6, 2), torch.ones(6), cut, gamma=0.9, max_rollout=most)
+        assert found.isfinite().all(-1).tolist() == [True, True, False, False, False, True]

@@ -29,6 +29,8 @@ def trajectories(
     if spec.common_reward:
         reward = reward[:, :, :1].expand(*shape, a, 1).clone()
     alive, lives_on = (torch.rand(2, *shape, a, generator=g) < 0.8).unbind()
+    if not spec.common_reward:  # else their returns end there, see `leaves_alone`
+        lives_on = lives_on | alive
     td = TensorDict(batch_size=shape)
     for time, x in (((), observation[:-1]), (("next",), observation[1:])):
         td.set((*time, *K.observation), x.clone())

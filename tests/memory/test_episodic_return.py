@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -348,6 +350,35 @@ def test_without_a_replay_the_contract_holds(options: dict[str, Any]) -> None:
     )
 
 
+def test_a_hosts_target_that_is_not_finite_is_replaced() -> None:
+    spec = team(1)
+    memory = operator(spec)
+    lent = collected(spec, memory, [16])
+    for strength, finite in ((1.0, True), (0.5, False)):
+        memory.strength = strength
+        td = drawn(lent.replay, spec, target=math.nan)
+        memory(td)
+        assert bool(td.get(K.value_target)[td.get(K.alive)].isfinite().all()) == finite
+
+
+def test_rows_that_the_replay_lets_go_are_not_counted() -> None:
+    spec = team(1)
+    memory = operator(spec, capacity=200, refresh_every=10_000)
+    replay = collected(spec, memory, [16, 16, 16, 16]).replay
+    assert len(replay) == 64 and len(memory) == 64
+    numbers = torch.arange(128)
+    assert memory.table.find(numbers)[1][:, 0].tolist() == [False] * 64 + [True] * 64
+
+
+def test_own_rows_of_pictures_stay_bytes() -> None:
+    spec = replace(task(1, features=2 * 4 * 4, actions=3, continuous=False), picture=(2, 4, 4))
+    memory = EpisodicReturn(spec=spec, capacity=8)
+    assert memory.own is not None
+    for key in (K.observation, (K.state,)):
+        assert memory.entries[(*K.replay, "episodic_return", *key)].dtype == torch.uint8
+    assert memory.own.steps.of(K.observation).dtype == memory.own.steps.of(K.state).dtype == torch.uint8
+
+
 def test_rows_of_its_own_are_replayed_by_hand() -> None:
     """One environment; rewards 1, 2, 4, terminated; γ = ½ and V = 3: returns max-backed-up are 3½, 5 and 4."""
     spec = task(1, features=1)
@@ -355,6 +386,7 @@ def test_rows_of_its_own_are_replayed_by_hand() -> None:
     assert memory.stage is Stage.REPLAY and memory.writes_on == "update"
     td = trajectories(spec, 3, 1, 0, ends=0.0, dtype=torch.float32)
     td[K.alive].fill_(True)
+    td["next", "agents", "alive"].fill_(True)
     td["next", "agents", "reward"].copy_(torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1, 1))
     td["next", "agents", "discount"][2], td["next", "done"][2], td["next", "terminated"][2] = 0.0, True, True
     td.set(K.learn_reward, td["next", "agents", "reward"].clone())

@@ -247,7 +247,7 @@ def test_returns_are_remembered_beside_critics_of_observations_in_the_state(algo
 
 def test_sil_learns_continuous_actions_with_everything_normalised(tmp_path: Path) -> None:
     options = ["env=toy/rendezvous", "algorithm=mappo", "env.kwargs={unequal: true}", *SMALL, *ON_POLICY, *SIL]
-    options += ["algorithm.normalise_observations=true", "algorithm.scale_rewards=true", "memory.sil.coefficient=1"]
+    options += ["algorithm.normalise_observations=true", "algorithm.value_norm=true", "memory.sil.coefficient=1"]
     options += ["memory.sil.clip=null"]
     host, _ = run(tmp_path / "host", *[option for option in options if "sil" not in option])
     mine, rows = run(tmp_path / "run", *options)

@@ -17,9 +17,12 @@ from marl_memory.algorithms.mixed import settle
 from marl_memory.algorithms.ppo import PPO
 from marl_memory.keys import Keys
 from marl_memory.memory.cloning import NAME, Cloning
+from marl_memory.memory.episodic_return import EpisodicReturn
 from marl_memory.memory.operator import Memory
 from marl_memory.memory.reflecting import NARROWEST, reflection_loss
 from marl_memory.memory.reflection import Reflection
+from marl_memory.memory.return_memory import ReturnMemory
+from marl_memory.memory.self_imitation import SelfImitation
 from marl_memory.networks.mlp import MLP
 from marl_memory.spec import TaskSpec
 from marl_memory.training.trainer import check_stages
@@ -804,6 +807,15 @@ def test_two_memories_that_act_and_a_clone_of_nobody_are_refused() -> None:
     with pytest.raises(ValueError, match="memory=copy reads act.taken: list a memory beside it that acts"):
         check_stages(host, Memory([("copy", Cloning(spec=spec))]))
     check_stages(host, Memory([("a", make()), ("copy", Cloning(spec=spec))]))
+
+
+@pytest.mark.parametrize("kind", [SelfImitation, ReturnMemory, EpisodicReturn])
+def test_rewards_of_a_moving_unit_are_not_to_be_remembered(kind: Any) -> None:
+    spec = task()
+    operators = Memory([("own", kind(spec=spec))])
+    check_stages(host_of(spec), operators)
+    with pytest.raises(ValueError, match=r"memory=own remembers rewards, and algorithm.scale_rewards=true keeps"):
+        check_stages(host_of(spec, scale_rewards=True), operators)
 
 
 def test_the_loss_of_judges_by_hand() -> None:

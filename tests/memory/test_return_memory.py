@@ -142,6 +142,7 @@ def test_a_return_is_known_when_its_episode_ends_and_bootstraps_where_it_was_cut
     operator = memory(task(), coefficient=1.0, neighbours=1)
     td = rows(operator.spec, torch.tensor([[[0.0, 0.0]], [[5.0, 0.0]]]), torch.tensor([[1.0], [2.0]]))
     td.get(("next", *K.discount)).fill_(1.0)
+    td.get(("next", *K.alive))[0] = True
     td.get(("next", K.done))[0] = False
     td.get(("next", K.truncated))[1] = True
     operator.write(td[:1])

@@ -31,6 +31,7 @@ class Settings:
     target_noise: float = 0.2
     target_noise_clip: float = 0.5
     temperature: float = 1.0
+    logit_penalty: float = 0.0
 
 
 class Learner:
@@ -158,11 +159,19 @@ class Learner:
         for i in agents:
             if not self.settings.joint:
                 value = self.values(self.critics[i], rows, [*taken[:i], chosen[i], *taken[i + 1 :]], i)[:, 0]
-                (-self.living(value, rows, i).mean()).backward()
+                (-self.living(value - self.penalty(rows, i), rows, i).mean()).backward()
         for adam in self.actor_adams:
             adam.step()
         for adam in [*self.actor_adams, *self.critic_adams]:
             adam.zero_grad()
+
+    def penalty(self, rows: Batch, i: int) -> Tensor | float:
+        """The weighted mean square of agent i's allowed logits: ``[B]``."""
+        if not self.settings.logit_penalty:
+            return 0.0
+        logits = self.output(self.actors[i], rows, i)
+        means = [(row[mask] ** 2).mean() for row, mask in zip(logits, rows["mask"][:, i], strict=True)]
+        return self.settings.logit_penalty * torch.stack(means)
 
     def living(self, x: Tensor, rows: Batch, i: int) -> Tensor:
         """The rows of ``x`` in which agent i lives; all where nobody dies (no ``alive`` in ``rows``)."""

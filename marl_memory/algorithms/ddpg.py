@@ -49,6 +49,8 @@ class DDPG(DeterministicHost):
         actor_lr, critic_lr: Adam's step sizes.
         max_grad_norm: gradient norm limit of actor and critics separately; None for none.
         temperature: of the Gumbel-softmax, for discrete actions; None for 1.
+        logit_penalty: weight of the actors' mean square logits, for discrete actions (0.001 in the code of Lowe et
+            al.); None for none.
         batch_size, capacity, storage, warmup_frames, updates_per_frame, train_every: see `ReplaySettings`.
         exploration, noise, noise_final, ou_theta: see `Explorer`; None for what suits the action space.
 
@@ -77,6 +79,7 @@ class DDPG(DeterministicHost):
         critic_lr: float = 1e-3,
         max_grad_norm: float | None = None,
         temperature: float | None = None,
+        logit_penalty: float | None = None,
         batch_size: int = 256,
         capacity: int = 1_000_000,
         storage: str = "ram",
@@ -106,6 +109,7 @@ class DDPG(DeterministicHost):
             critic_lr=critic_lr,
             max_grad_norm=max_grad_norm,
             temperature=temperature,
+            logit_penalty=logit_penalty,
             replay=ReplaySettings(
                 capacity=capacity,
                 batch_size=batch_size,

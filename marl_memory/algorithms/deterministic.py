@@ -38,7 +38,8 @@ class DeterministicHost(OffPolicyAlgorithm):
     L_\mu = -\,\mathbb{E}\,\langle \mathrm{stopgrad}(g_i),\ \mu_i(o_i) \rangle
     $$
 
-    whose gradient is that of $-Q_1$.  Means run over rows in which an agent lives, and over agents that share
+    whose gradient is that of $-Q_1$.  With discrete actions ``logit_penalty`` times the mean square of the logits of
+    allowed actions is added: without it the softmax may saturate early, and then nothing moves.  Means run over rows in which an agent lives, and over agents that share
     parameters; agents that do not are summed, as if each had an optimiser of its own.
 
     Args:
@@ -58,6 +59,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         actor_lr, critic_lr: Adam's step sizes.
         max_grad_norm: gradient norm limit of actor and critics separately; None for none.
         temperature: of the Gumbel-softmax; None for 1 where actions are discrete.
+        logit_penalty: weight of the actors' mean square logits (discrete actions); None for none.
         replay: see `ReplaySettings`.
         exploration, noise, noise_final, ou_theta: see `Explorer`; None for ``gaussian`` (discrete actions: ``gumbel``),
             0.1 and a constant σ.
@@ -90,6 +92,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         critic_lr: float,
         max_grad_norm: float | None,
         temperature: float | None,
+        logit_penalty: float | None,
         replay: ReplaySettings,
         exploration: Kind | None,
         noise: float | None,
@@ -98,17 +101,19 @@ class DeterministicHost(OffPolicyAlgorithm):
     ) -> None:
         super().__init__()
         check_range(gamma=(gamma, 0, 1), tau=(tau, 0, 1))
-        check_positive(actor_lr=actor_lr, critic_lr=critic_lr, max_grad_norm=max_grad_norm, temperature=temperature)
+        check_positive(actor_lr=actor_lr, critic_lr=critic_lr, max_grad_norm=max_grad_norm)
+        check_positive(temperature=temperature, logit_penalty=logit_penalty)
         if actor_gradient not in ("own", "joint"):
             raise ValueError(f"algorithm.actor_gradient={actor_gradient!r} must be 'own' or 'joint'")
         if actor_uses not in ("first", "mean"):
             raise ValueError(f"algorithm.actor_uses={actor_uses!r} must be 'first' or 'mean'")
         only_continuous(spec, noise=noise, noise_final=noise_final)
-        if spec.continuous and temperature is not None:
-            raise ValueError(f"algorithm.temperature={temperature} has no effect on continuous actions: leave it null")
+        for name, value in (("temperature", temperature), ("logit_penalty", logit_penalty)):
+            if spec.continuous and value is not None:
+                raise ValueError(f"algorithm.{name}={value} has no effect on continuous actions: leave it null")
         check_indicator(spec, agent_indicator, shared=share_actor or (share_critic and not centralised_critic))
         self.spec, self.keys, self.replay = spec, spec.keys, replay
-        self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
+        self.gamma, self.tau, self.max_grad_norm, self.logit_penalty = gamma, tau, max_grad_norm, logit_penalty
         self.actor_gradient, self.followed = actor_gradient, slice(0, 1 if actor_uses == "first" else critics)
 
         def init(name: str) -> Generator:
@@ -139,6 +144,7 @@ class DeterministicHost(OffPolicyAlgorithm):
         self.generator = Generator().manual_seed(derive_seed(seed, "update"))
         self.updates = 0
         self._chosen: Tensor | None = None
+        self._output: Tensor | None = None
         noise = 0.1 if noise is None else noise
         self.behaviour = Explorer(
             self.actor,
@@ -195,9 +201,10 @@ class DeterministicHost(OffPolicyAlgorithm):
         k = self.keys
         features = rows.get(k.features, None)
         hidden = {} if features is None else {"hidden": features}
-        self._chosen, output = self.actor.relaxed(rows, self.generator, **hidden)
+        self._chosen, self._output = self.actor.relaxed(rows, self.generator, **hidden)
         if (asked := rows.get(k.policy_action, None)) is not None:
-            asked.copy_(output.detach() if self.spec.continuous else output.detach().softmax(-1))
+            output = self._output.detach()
+            asked.copy_(output if self.spec.continuous else output.softmax(-1))
         chosen = self._chosen.detach().requires_grad_()
         if self.actor_gradient == "own" and self.critic.centralised:
             others = self.actor.vectors.encode(rows.get(k.action))
@@ -214,13 +221,16 @@ class DeterministicHost(OffPolicyAlgorithm):
         Raises:
             RuntimeError: if it does not.
         """
-        if self._chosen is None:
+        if self._chosen is None or self._output is None:
             raise RuntimeError("update_actor() moves the choice that compute_action_gradient() made: call that first")
         gradient, alive = rows.get(self.keys.action_gradient), rows.get(self.keys.alive)
         gain = torch.where(alive.unsqueeze(-1), gradient * self._chosen, 0.0).sum(-1, keepdim=True)
+        if self.logit_penalty is not None:
+            allowed = rows.get(self.keys.action_mask) & alive.unsqueeze(-1)
+            gain = gain - self.logit_penalty * mean_square_logit(self._output, allowed)
         loss = -mean_over_living(gain, alive, apart=self.actor.input.banks > 1)
         norm = self.descend(loss, self.actor_optimiser, "actor")
-        self._chosen = None
+        self._chosen = self._output = None
         size = gradient.norm(dim=-1).mean()
         return {"loss/actor": loss.detach(), "policy/action_gradient": size, **norm}
 
@@ -255,6 +265,12 @@ class DeterministicHost(OffPolicyAlgorithm):
         self.generator.set_state(state["generator"])
         self.behaviour.load_state_dict(state["behaviour"])
         self.updates = state["updates"]
+
+
+def mean_square_logit(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Of the allowed actions of each agent, ``[*B, A, P]`` both to ``[*B, A, 1]``; 0 where none is."""
+    squares = torch.where(allowed, logits, 0.0).square().sum(-1, keepdim=True)
+    return squares / allowed.sum(-1, keepdim=True).clamp(min=1)
 
 
 def only_continuous(spec: TaskSpec, **values: float | None) -> None:

@@ -53,6 +53,8 @@ class TD3(DeterministicHost):
         actor_lr, critic_lr: Adam's step sizes.
         max_grad_norm: gradient norm limit of actor and critics separately; None for none.
         temperature: of the Gumbel-softmax, for discrete actions; None for 1.
+        logit_penalty: weight of the actors' mean square logits, for discrete actions (0.001 in the code of Lowe et
+            al.); None for none.
         batch_size, capacity, storage, warmup_frames, updates_per_frame, train_every: see `ReplaySettings`.
         exploration, noise, noise_final, ou_theta: see `Explorer`; None for what suits the action space.
         target_noise: σ' of the smoothing; None for 0.2 where actions are continuous.
@@ -86,6 +88,7 @@ class TD3(DeterministicHost):
         critic_lr: float = 1e-3,
         max_grad_norm: float | None = None,
         temperature: float | None = None,
+        logit_penalty: float | None = None,
         batch_size: int = 256,
         capacity: int = 1_000_000,
         storage: str = "ram",
@@ -121,6 +124,7 @@ class TD3(DeterministicHost):
             critic_lr=critic_lr,
             max_grad_norm=max_grad_norm,
             temperature=temperature,
+            logit_penalty=logit_penalty,
             replay=ReplaySettings(
                 capacity=capacity,
                 batch_size=batch_size,

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from benchmarks import plain_ddpg as plain
 from marl_memory.algorithms.ddpg import DDPG
-from marl_memory.algorithms.deterministic import DeterministicHost
+from marl_memory.algorithms.deterministic import DeterministicHost, mean_square_logit
 from marl_memory.algorithms.td3 import TD3
 from marl_memory.keys import Keys
 from marl_memory.networks.mlp import MLP
@@ -128,6 +128,7 @@ CASES = [
     pytest.param(DDPG, {"centralised_critic": True, "actor_gradient": "joint"}, {}, id="maddpg-joint"),
     pytest.param(DDPG, {"centralised_critic": True}, {"continuous": False}, id="maddpg-discrete"),
     pytest.param(TD3, {"centralised_critic": True}, {"continuous": False, "common": True}, id="matd3-discrete"),
+    pytest.param(DDPG, {"centralised_critic": True, "logit_penalty": 0.3}, {"continuous": False}, id="logit-penalty"),
     pytest.param(DDPG, {"centralised_critic": True}, {"unequal": True}, id="maddpg-unequal"),
 ]
 
@@ -146,6 +147,7 @@ def test_a_hundred_updates_equal_the_plain_transcript(
         joint=host.actor_gradient == "joint",
         tau=0.05,
         policy_delay=2 if twins else 1,
+        logit_penalty=host.logit_penalty or 0.0,
     )
     other = plain.like(host, settings)
     before = parameters_of(host, "actor")
@@ -240,10 +242,26 @@ def test_the_explicit_gradient_is_the_policy_gradient(continuous: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_dead_rows_change_no_parameter() -> None:
+def test_the_logit_penalty_by_hand() -> None:
+    logits = torch.tensor([[[1.0, -2.0, 3.0], [4.0, torch.finfo().min, 2.0], [5.0, 5.0, 5.0]]])
+    allowed = torch.tensor([[[True, True, True], [True, False, True], [False, False, False]]])
+    assert mean_square_logit(logits, allowed).tolist() == [[[pytest.approx(14 / 3)], [10.0], [0.0]]]
+
+
+@pytest.mark.parametrize("penalty", [None, 0.3])
+def test_dead_rows_change_no_parameter(penalty: float | None) -> None:
     """What stands in the entries of agents that do not act reaches no gradient."""
+    spec = task(common=True, continuous=penalty is None)
     hosts = [
-        DDPG(spec=task(common=True), network=BODY, seed=0, share_actor=shared, share_critic=shared, **SMALL)
+        DDPG(
+            spec=spec,
+            network=BODY,
+            seed=0,
+            share_actor=shared,
+            share_critic=shared,
+            logit_penalty=penalty,
+            **SMALL,
+        )
         for shared in (False, True)
         for _ in range(2)
     ]
@@ -253,7 +271,7 @@ def test_dead_rows_change_no_parameter() -> None:
         dead = ~rows[K.alive]
         assert dead.any()
         corrupted[K.observation][dead] = 1e6
-        corrupted[K.action][dead] = 3.0
+        corrupted[K.action][dead] = 3.0 if spec.continuous else 2
         update(a, rows)
         update(b, corrupted)
         for x, y in zip(a.parameters(), b.parameters(), strict=True):
@@ -321,6 +339,8 @@ BAD = [
     ({"exploration": "gumbel"}, True, "must be gaussian or ou for continuous actions"),
     ({"noise": 0.2}, False, "algorithm.noise=0.2 has no effect on discrete actions"),
     ({"temperature": 0.5}, True, "algorithm.temperature=0.5 has no effect on continuous actions"),
+    ({"logit_penalty": 0.1}, True, "algorithm.logit_penalty=0.1 has no effect on continuous actions"),
+    ({"logit_penalty": -0.1}, False, "algorithm.logit_penalty=-0.1 must be positive"),
     ({"noise": -0.1}, True, "algorithm.noise=-0.1 must not be negative"),
     ({"actor_gradient": "mine"}, True, "algorithm.actor_gradient='mine' must be 'own' or 'joint'"),
     ({"tau": 2.0}, True, "algorithm.tau=2.0 must lie in"),

@@ -39,8 +39,9 @@ class DeterministicHost(OffPolicyAlgorithm):
     $$
 
     whose gradient is that of $-Q_1$.  With discrete actions ``logit_penalty`` times the mean square of the logits of
-    allowed actions is added: without it the softmax may saturate early, and then nothing moves.  Means run over rows in which an agent lives, and over agents that share
-    parameters; agents that do not are summed, as if each had an optimiser of its own.
+    allowed actions is added: without it the softmax may saturate early, and then nothing moves.  Means run over rows in
+    which an agent lives, and over agents that share parameters; agents that do not are summed, as if each had an
+    optimiser of its own.
 
     Args:
         spec: the task.

@@ -129,6 +129,7 @@ CASES = [
     pytest.param(DDPG, {"centralised_critic": True}, {"continuous": False}, id="maddpg-discrete"),
     pytest.param(TD3, {"centralised_critic": True}, {"continuous": False, "common": True}, id="matd3-discrete"),
     pytest.param(DDPG, {"centralised_critic": True, "logit_penalty": 0.3}, {"continuous": False}, id="logit-penalty"),
+    pytest.param(TD3, {"logit_penalty": 0.3}, {"continuous": False}, id="td3-logit-penalty"),
     pytest.param(DDPG, {"centralised_critic": True}, {"unequal": True}, id="maddpg-unequal"),
 ]
 

@@ -105,6 +105,15 @@ COMPARED = (
     ),
     Comparison("Mnemo, field, no gate", "DDPG, Pendulum", "capacity_gradient", "pendulum", "4096"),
     *(
+        Comparison("Mnemo, field, shared, no gate", where, "scopes_gradient", task, "shared")
+        for task, where in (
+            ("redundant_observations", "MADDPG, redundant observations"),
+            ("hidden_coupling", "MADDPG, hidden coupling"),
+            ("homogeneous_team", "IDDPG, homogeneous team of 8"),
+            ("smax_3m", "MADDPG, SMAX 3m"),
+        )
+    ),
+    *(
         Comparison(operator, f"PPO, {where}", "operators_ppo", task, arm)
         for operator, arm in (
             ("SelfImitation", "sil"),

@@ -61,7 +61,7 @@ def rows(spec: TaskSpec, state: Tensor, gradient: Tensor) -> TensorDict:
 def gradient_field(file: Path) -> None:
     """A noisy gradient over the line, what is remembered of it, and the mixture."""
     spec, g = one_dimensional(), torch.Generator().manual_seed(0)
-    field = GradientField(spec=spec, fixed_point_gate=False, half_life=None, capacity=512)
+    field = GradientField(spec=spec, half_life=None, capacity=512)
     true = lambda s: torch.sin(2 * s)  # noqa: E731
     for _ in range(20):
         state = 4 * torch.rand(64, generator=g) - 2

@@ -209,6 +209,7 @@ MEMORY = [
         "scope='shared' is not what the host's critic reads, which is 'centralized', and returns are made of",
     ),
     ([*GEM, "memory.gem.estimator=min"], "estimator='min' must be one of twin, max, lambda"),
+    ([*GEM, "memory.gem.estimator=lambda"], "max_rollout=5 has no effect with estimator='lambda': set it to null"),
     ([*GEM, "memory.gem.coefficient=1"], "coefficient=1 has no effect on a host with a replay: leave it null"),
     ([*GEM, "algorithm.critics=3"], "algorithm.critics=3 must be 1 or 2"),
     ([*GEM, "+memory.gem.n_critics=2"], "memory.gem.n_critics=2 is set by the run itself: leave it out"),

@@ -39,7 +39,7 @@ def train(frames: int = 20_000, strength: float = 1.0, *, updates: int = 64, see
     policy = TensorDictSequential(actor, explore)
 
     spec = TaskSpec.of_sizes(observation_size=3, action_low=(-2.0,), action_high=(2.0,))  # memory
-    field = GradientField(spec=spec, strength=strength, fixed_point_gate=False)  # memory
+    field = GradientField(spec=spec, strength=strength)  # memory
     actor = field.tap(actor)  # memory
 
     loss = DDPGLoss(actor, critic)

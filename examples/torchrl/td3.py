@@ -38,7 +38,7 @@ def train(frames: int = 20_000, strength: float = 1.0, *, updates: int = 64, see
     policy = TensorDictSequential(actor, AdditiveGaussianModule(env.action_spec, sigma_init=0.2, sigma_end=0.2))
 
     spec = TaskSpec.of_sizes(observation_size=3, action_low=(-2.0,), action_high=(2.0,))  # memory
-    field = GradientField(spec=spec, strength=strength, fixed_point_gate=False)  # memory
+    field = GradientField(spec=spec, strength=strength)  # memory
     actor = field.tap(actor)  # memory
 
     loss = TD3Loss(actor, critic, action_spec=env.action_spec)

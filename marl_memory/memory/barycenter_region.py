@@ -70,7 +70,7 @@ class BarycenterRegion(MemoryOperator):
         eps: ε of the entropic transport.
         iterations: of its solver.
         quality: τ of weights exp(Â/τ) by which better rows count more; None: all count alike.
-        fixed_point_gate, gate_slope, gamma: see `GradientField`.
+        fixed_point_gate, gate_slope, gamma: see `GradientField`; here the gate is on.
         strength, strength_final: see `MemoryOperator`.
         payloads: ``own``, or ``shuffled``: distributions are stored with the keys of other rows (a control).
 

@@ -63,7 +63,8 @@ class EpisodicReturn(MemoryOperator):
         capacity: team rows.
         refresh_every: environment steps between two refreshes of all rows.
         estimator: ``twin``, ``max`` (the ablation without twins) or ``lambda``, see `ReturnTable`.
-        lam, max_rollout, one_step_floor, include_running: see `ReturnTable`.
+        lam, one_step_floor, include_running: see `ReturnTable`.
+        max_rollout: the most rewards before a value; None: as many as there are, as in the paper (decision 79).
         under_weight: α in (0, 1], with a replay; 1 is plain regression.  None for 0.25: the 0.5 of the authors' code,
             which squares it.
         coefficient: c, only without a replay; None for 0.1.
@@ -95,7 +96,7 @@ class EpisodicReturn(MemoryOperator):
         refresh_every: int = 100,
         estimator: str = "twin",
         lam: float | None = None,
-        max_rollout: int | None = None,
+        max_rollout: int | None = 5,
         one_step_floor: bool = False,
         include_running: bool = True,
         under_weight: float | None = None,

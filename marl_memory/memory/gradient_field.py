@@ -83,7 +83,7 @@ class GradientField(MemoryOperator):
     in it: means alone may all be of one age.  The last factor is the fixed-point gate:
     $\bar\delta$ is the TD error around s, S the running root mean square of the value targets, at least that of the
     rewards / (1 − γ).  It closes where the critic satisfies its Bellman equation, so that a memory cannot move that
-    solution.
+    solution; it is there with ``fixed_point_gate=True`` only.
 
     On discrete (Gumbel) hosts g is defined up to a constant and on the allowed actions only: it is projected there, and
     compared and averaged on what was allowed both then and now.
@@ -113,7 +113,7 @@ class GradientField(MemoryOperator):
         mass_half: c of ``mass``.
         action_bandwidth: $h_a$ in units where an agent's bounds are ±1; None: no action gate.
         least_cosine: memory acts only where $\cos(\hat g, g)$ is at least this; None: everywhere.
-        fixed_point_gate: whether the last factor is there.
+        fixed_point_gate: whether the last factor is there.  It is small (decision 79): with it memory hardly acts.
         gate_slope: $c_\delta$.
         gamma: γ, the host's.
         strength, strength_final: see `MemoryOperator`.
@@ -150,7 +150,7 @@ class GradientField(MemoryOperator):
         mass_half: float = 1.0,
         action_bandwidth: float | None = 0.5,
         least_cosine: float | None = None,
-        fixed_point_gate: bool = True,
+        fixed_point_gate: bool = False,
         gate_slope: float = 1.0,
         gamma: float = 0.99,
         strength: float = 1.0,

@@ -219,7 +219,7 @@ def _check(
     if lam is not None and not 0 <= lam <= 1:
         raise ValueError(f"lam={lam!r} must lie in [0, 1]")
     if max_rollout is not None and estimator == "lambda":
-        raise ValueError(f"max_rollout={max_rollout!r} has no effect with estimator='lambda': leave it null")
+        raise ValueError(f"max_rollout={max_rollout!r} has no effect with estimator='lambda': set it to null")
     if one_step_floor and not (estimator == "twin" and critics > 1):
         raise ValueError(
             "one_step_floor=True has an effect on estimator='twin' and two critics or more: leave it false"

@@ -42,7 +42,7 @@ def team(agents: int, *, common: bool = False) -> TaskSpec:
 
 def operator(spec: TaskSpec, **options: Any) -> EpisodicReturn:
     given = {"off_policy": True, "n_critics": 2, "capacity": 64, "gamma": 0.9, "n_envs": 2, "refresh_every": 20}
-    return EpisodicReturn(spec=spec, **{**given, **options}).double()
+    return EpisodicReturn(spec=spec, **{**given, "max_rollout": None, **options}).double()
 
 
 def collected(spec: TaskSpec, memory: EpisodicReturn, lengths: list[int], *, steps: int = 32, **options: Any) -> Lent:
@@ -343,7 +343,9 @@ def test_values_are_asked_for_with_the_operators_own_generator() -> None:
 # ------------------------------------------------------------------------------------------------- rows for PPO's hosts
 
 
-@pytest.mark.parametrize("options", [{}, {"estimator": "lambda", "refresh_every": 40}, {"max_rollout": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_rollout": None}, {"estimator": "lambda", "max_rollout": None, "refresh_every": 40}]
+)
 def test_without_a_replay_the_contract_holds(options: dict[str, Any]) -> None:
     check_memory_operator(
         partial(EpisodicReturn, n_critics=2, **{"capacity": 40, "refresh_every": 1, **options}), private=True

@@ -37,9 +37,9 @@ GOAL = GAMMA ** (LENGTH - 1)
 ENOUGH = 0.9 * GOAL
 ARMS: dict[str, dict[str, Any] | None] = {
     "host": None,
-    "gem": {},
-    "no twins": {"estimator": "max"},
-    "alpha 1": {"under_weight": 1.0},
+    "gem": {"max_rollout": None},
+    "no twins": {"max_rollout": None, "estimator": "max"},
+    "alpha 1": {"max_rollout": None, "under_weight": 1.0},
 }
 
 
@@ -172,7 +172,7 @@ def test_noisy_estimates_make_the_single_maximum_too_high_and_not_the_twins() ->
     too_high = {}
     for estimator in ("twin", "max"):
         for alpha in (1.0, 0.25):
-            options = {"estimator": estimator, "under_weight": alpha}
+            options = {"max_rollout": None, "estimator": estimator, "under_weight": alpha}
             values = [values_over_updates("dqn", seed, options, 4_000, noise=8) for seed in SEEDS]
             too_high[estimator, alpha] = sum(float(x[-20:].mean()) - GOAL for x in values) / len(values)
             print(f"{estimator}, α = {alpha}: {too_high[estimator, alpha]:+.3f} above {GOAL:.3f}")

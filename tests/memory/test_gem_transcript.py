@@ -93,7 +93,7 @@ def test_a_hundred_updates_equal_the_plain_transcript(agents: int, options: dict
     ).double()  # fmt: skip
     gem = EpisodicReturn(
         spec=spec, seed=SEED, off_policy=True, n_critics=2, reach=host.reach, n_envs=ENVS, capacity=400, gamma=GAMMA,
-        refresh_every=EVERY,
+        refresh_every=EVERY, max_rollout=None,
     ).double()  # fmt: skip
     memory = Memory([("gem", gem)])
     settings = plain.Settings(centralised=agents > 1, common_reward=agents > 1, gamma=GAMMA, tau=0.05, policy_delay=2)

@@ -199,7 +199,8 @@ GEM_HOSTS = [
     pytest.param(*("ddpg", "toy/masked_duel", "per_agent", ["algorithm.critics=2"]), marks=pytest.mark.slow),
     ("maddpg", "toy/masked_duel", "centralized", ["memory.gem.max_rollout=3"]),
     pytest.param(
-        *("maddpg", "toy/rendezvous", "centralized", ["algorithm.critics=2", "memory.gem.estimator=lambda"]),
+        *("maddpg", "toy/rendezvous", "centralized"),
+        ["algorithm.critics=2", "memory.gem.estimator=lambda", "memory.gem.max_rollout=null"],
         marks=pytest.mark.slow,
     ),
     pytest.param(*("dqn", "toy/masked_duel", "per_agent", []), marks=pytest.mark.slow),

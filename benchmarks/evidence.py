@@ -99,13 +99,13 @@ COMPARED = (
     Comparison("Mnemo, region, no gate", "PPO, LunarLander", "mnemo_region", "lunar_lander_ppo", "ungated"),
     Comparison("Mnemo, region", "MAPPO, SMAX 3m", "mnemo_region_smax", "smax_3m_mappo", "gated"),
     Comparison("Mnemo, region, no gate", "MAPPO, SMAX 3m", "mnemo_region_smax", "smax_3m_mappo", "ungated"),
-    Comparison("Mnemo, field", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "gated"),
+    Comparison("Mnemo, field, gated", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "gated"),
     Comparison(
-        "Mnemo, field, no gate", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "ungated"
+        "Mnemo, field, `beta=0.9`", "DDPG, continuous LunarLander", "mnemo_gradient", "lunar_lander_ddpg", "ungated"
     ),
-    Comparison("Mnemo, field, no gate", "DDPG, Pendulum", "capacity_gradient", "pendulum", "4096"),
+    Comparison("Mnemo, field, `beta=0.9`", "DDPG, Pendulum", "capacity_gradient", "pendulum", "4096"),
     *(
-        Comparison("Mnemo, field, shared, no gate", where, "scopes_gradient", task, "shared")
+        Comparison("Mnemo, field, shared", where, "scopes_gradient", task, "shared")
         for task, where in (
             ("redundant_observations", "MADDPG, redundant observations"),
             ("hidden_coupling", "MADDPG, hidden coupling"),
@@ -119,7 +119,7 @@ COMPARED = (
             ("SelfImitation", "sil"),
             ("ReturnMemory", "return_memory"),
             ("Mnemo, region", "mnemo_region"),
-            ("GEM", "gem"),
+            ("GEM, no limit", "gem"),
             ("AdaMemento", "adamemento"),
         )
         for task, where in (
@@ -128,17 +128,27 @@ COMPARED = (
             ("hopper", "Hopper"),
         )
     ),
-    Comparison("GEM", "TD3, InvertedDoublePendulum", "gem", "inverted_double_pendulum", "gem"),
-    Comparison("Mnemo, field, no gate", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "mnemo"),
-    Comparison("GEM", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem"),
-    Comparison("GEM, `max_rollout=5`", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem_short"),
-    Comparison("GEM", "DQN, chain", "gem_discrete", "chain_20", "gem"),
-    Comparison("GEM", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
+    Comparison("GEM, no limit", "TD3, InvertedDoublePendulum", "gem", "inverted_double_pendulum", "gem"),
+    Comparison("Mnemo, field, `beta=0.9`", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "mnemo"),
+    Comparison("GEM, no limit", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem"),
+    Comparison("GEM", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem_short"),
+    Comparison("GEM, no limit", "DQN, chain", "gem_discrete", "chain_20", "gem"),
+    Comparison("GEM, no limit", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
     Comparison(
-        "GEM", "MATD3, hidden coupling", "teammates", "coupling", "gem+central_critic", "no_memory+central_critic"
+        "GEM, no limit",
+        "MATD3, hidden coupling",
+        "teammates",
+        "coupling",
+        "gem+central_critic",
+        "no_memory+central_critic",
     ),
     Comparison(
-        "GEM", "MATD3, the same, noisy", "teammates", "coupling_noisy", "gem+central_critic", "no_memory+central_critic"
+        "GEM, no limit",
+        "MATD3, the same, noisy",
+        "teammates",
+        "coupling_noisy",
+        "gem+central_critic",
+        "no_memory+central_critic",
     ),
     Comparison("AdaMemento", "PPO, four rooms", "adamemento", "four_rooms", "adamemento"),
     Comparison("AdaMemento", "PPO, dark chamber", "adamemento", "dark_chamber", "adamemento"),

@@ -69,7 +69,7 @@ class GradientField(MemoryOperator):
     and the actor follows $\tilde g$.  With noise of variance $\sigma^2$ in each g, and gradients that differ by $L d$
     over a distance d and by $\sqrt{D t}$ over a time t, in which the critic learns, $\tilde g$ has least mean squared
     error at $\beta^* = \sigma^2 / (\sigma^2 + \sigma^2 / n_e + b^2)$, where
-    $n_e = (\sum \kappa n)^2 / \sum \kappa^2 n$ is the number of independent gradients in the mean and
+    $n_e = (\sum_i w_i)^2 / \sum_i (w_i^2 / n_i)$ is the number of independent gradients in the mean and
     $b^2 = L^2 \bar d^2 + D \bar t$.  Hence
 
     $$
@@ -437,7 +437,7 @@ class GradientField(MemoryOperator):
         """Means over living agents of what `REPORT` lists, and the state of the memory.
 
         ``variance_ratio`` is that of the batch's mean gradient from update to update, with memory / without;
-        ``variance_kept`` what equation (M3) says of a state's own gradient.
+        ``variance_kept`` is $(1-\beta)^2 + \beta^2/n_e$, what is left of that of a state's own gradient.
         """
         alive = td.get(self.spec.keys.alive)
         living = torch.where(alive.unsqueeze(-1), td.get(self.report), 0.0)

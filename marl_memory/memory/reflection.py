@@ -37,12 +37,12 @@ class Reflection(MemoryOperator):
     on half and half of both an ensemble $C_\psi$:
 
     $$
-    L_P = -\mathbb{E}_{\mathrm{succ}}[\, w \log P_\omega(a|o) \,], \qquad
+    L_P = -\mathbb{E}_{\mathrm{succ}}[\, u \log P_\omega(a|o) \,], \qquad
     L_C = -\tfrac12 \mathbb{E}_{\mathrm{succ}}[\log C_\psi(o, a)]
           - \tfrac12 \mathbb{E}_{\mathrm{fail}}[\omega_t \log(1 - C_\psi(o, a))]
     $$
 
-    w is the softmax of the episodes' returns in units of their deviation, $\omega_t$ the `blame`; both have mean 1 over
+    u is the softmax of the episodes' returns in units of their deviation, $\omega_t$ the `blame`; both have mean 1 over
     the agents that live in a batch (``per_agent``: over the rows of each).  One more $C_\psi(o)$ learns the same of the
     observation alone, so that memory does not take for the action's doing what is the observation's
     (`confidence_logit`).  With logits $\ell$ the confidence is

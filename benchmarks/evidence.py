@@ -134,21 +134,10 @@ COMPARED = (
     Comparison("GEM", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem_short"),
     Comparison("GEM, no limit", "DQN, chain", "gem_discrete", "chain_20", "gem"),
     Comparison("GEM, no limit", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
-    Comparison(
-        "GEM, no limit",
-        "MATD3, hidden coupling",
-        "teammates",
-        "coupling",
-        "gem+central_critic",
-        "no_memory+central_critic",
-    ),
-    Comparison(
-        "GEM, no limit",
-        "MATD3, the same, noisy",
-        "teammates",
-        "coupling_noisy",
-        "gem+central_critic",
-        "no_memory+central_critic",
+    *(
+        Comparison(operator, f"MATD3, {where}", "teammates", task, f"{arm}+central_critic", "no_memory+central_critic")
+        for task, where in (("coupling", "hidden coupling"), ("coupling_noisy", "the same, noisy"))
+        for operator, arm in (("GEM, no limit", "gem"), ("GEM", "gem_short"))
     ),
     Comparison("AdaMemento", "PPO, four rooms", "adamemento", "four_rooms", "adamemento"),
     Comparison("AdaMemento", "PPO, dark chamber", "adamemento", "dark_chamber", "adamemento"),

@@ -132,8 +132,11 @@ COMPARED = (
     Comparison("Mnemo, field, `beta=0.9`", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "mnemo"),
     Comparison("GEM, no limit", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem"),
     Comparison("GEM", "TD3, HalfCheetah", "half_cheetah_memory", "half_cheetah", "gem_short"),
-    Comparison("GEM, no limit", "DQN, chain", "gem_discrete", "chain_20", "gem"),
-    Comparison("GEM, no limit", "DQN, chain with slips", "gem_discrete", "chain_noisy_20", "gem"),
+    *(
+        Comparison(operator, f"DQN, {where}", "gem_discrete", task, arm)
+        for task, where in (("chain_20", "chain"), ("chain_noisy_20", "chain with slips"))
+        for operator, arm in (("GEM, no limit", "gem"), ("GEM", "gem_short"))
+    ),
     *(
         Comparison(operator, f"MATD3, {where}", "teammates", task, f"{arm}+central_critic", "no_memory+central_critic")
         for task, where in (("coupling", "hidden coupling"), ("coupling_noisy", "the same, noisy"))
